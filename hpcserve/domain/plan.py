@@ -1,0 +1,69 @@
+"""A Plan: what a decision asks for. Every action carries a reason that a user can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcserve.domain.instance import Instance, Role
+from hpcserve.domain.job import EndReason
+from hpcserve.domain.lifecycle import Transition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Request one more instance of a model."""
+
+    model: str
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resubmit:
+    """Hand an intent to the scheduler that was committed but, as it turns out, never submitted."""
+
+    instance: Instance
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Write a fact down: the instance as it is after the transition."""
+
+    instance: Instance
+    transition: Transition
+
+    @property
+    def reason(self) -> str:
+        """The transition's sentence."""
+        return self.transition.reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Let an instance finish what it has and then end."""
+
+    instance: Instance
+    ending: EndReason
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """End an instance now: cancel its job."""
+
+    instance: Instance
+    ending: EndReason
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Cancel a job that no live instance of the ledger owns."""
+
+    job_id: str
+    reason: str
+
+
+Action = Submit | Resubmit | Record | Drain | Stop | Cancel
+Plan = tuple[Action, ...]
