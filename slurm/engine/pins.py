@@ -1,0 +1,123 @@
+"""Write etc/constraints*.txt: every version pinned, with the sha256 of its wheels.
+
+pip resolves, with whatever index it is configured for, and reports names, versions and hashes; no
+address is written down. Hashes are those of the wheels for Linux x86_64 and each Python in PYTHONS
+that has one. hpcserve's own packages come from pyproject.toml; the engine's versions are kept as
+they stand in the file, because only the set that was tried together is known to work.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from engine.site import SetupError, Site, run
+
+PYTHONS = ("3.11", "3.12", "3.13")
+FILES = ("python", "engine", "engine-gpu", "model")
+HEADS = {
+    "python": "hpcserve and its developers' tools, from pyproject.toml",
+    "engine": "vLLM for the CPU, the fewest packages that serve text models (Python 3.11)",
+    "engine-gpu": "vLLM for NVIDIA GPUs with all its dependencies",
+    "model": "the wheel that holds the demo model's weights, and the reader of their format",
+}
+
+
+def lock(site: Site, names: list[str]) -> None:
+    """Rewrite the named constraints files; raises SetupError when something cannot be found."""
+    for name in names:
+        if name not in FILES:
+            raise SetupError(f"nothing to lock is called {name!r}; known are {', '.join(FILES)}")
+        target = site.root / "etc" / _file_name(name)
+        if name == "python":
+            pins = _hashes(_project_requirements(site), resolve=True)
+        elif name == "engine-gpu":
+            gpu = [line for line in _kept(target) if line.startswith("vllm==")]
+            pins = _hashes(gpu, resolve=True)
+        else:
+            pins = _hashes(_kept(target), resolve=False)
+        target.write_text(_render(name, pins))
+        print(f"setup: {len(pins)} packages pinned in etc/{target.name}")
+
+
+def _file_name(name: str) -> str:
+    return "constraints.txt" if name == "python" else f"constraints-{name}.txt"
+
+
+def _project_requirements(site: Site) -> list[str]:
+    """Return what pyproject.toml asks for: dependencies and the dev group, includes resolved."""
+    project = tomllib.loads((site.root / "pyproject.toml").read_text())
+    groups: dict[str, list[Any]] = project["dependency-groups"]
+
+    def members(group: str) -> list[str]:
+        found: list[str] = []
+        for item in groups[group]:
+            found += [item] if isinstance(item, str) else members(item["include-group"])
+        return found
+
+    return [*project["project"]["dependencies"], *members("dev")]
+
+
+def _kept(path: Path) -> list[str]:
+    """Return the name==version lines of a constraints file."""
+    return re.findall(r"^[A-Za-z0-9._-]+==[^\s\\]+", path.read_text(), re.MULTILINE)
+
+
+def _hashes(requirements: list[str], *, resolve: bool) -> dict[str, set[str]]:
+    """Return name==version to sha256 values, for the running Python and the others."""
+    pins: dict[str, set[str]] = {}
+    for package in _report(requirements, [] if resolve else ["--no-deps"]):
+        version = package["metadata"]["version"].partition("+")[0]
+        pins[f"{_name(package)}=={version}"] = {_digest(package)}
+    running = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    for python in PYTHONS:
+        if python != running:
+            for pin, digest in _hashes_for(python, list(pins)).items():
+                pins[pin].add(digest)
+    return pins
+
+
+def _hashes_for(python: str, pins: list[str]) -> dict[str, str]:
+    """Return the hash of each pin's wheel for another Python; says which pins have none."""
+    options = ["--no-deps", "--python-version", python, "--only-binary", ":all:", "--target", "-"]
+    by_name = {pin.partition("==")[0]: pin for pin in pins}
+    try:
+        packages = _report(pins, options)
+    except SetupError:
+        packages = []
+        for pin in pins:
+            try:
+                packages += _report([pin], options)
+            except SetupError:
+                print(f"setup: {pin} has no wheel for Python {python}", file=sys.stderr)
+    return {by_name[_name(package)]: _digest(package) for package in packages}
+
+
+def _name(package: dict[str, Any]) -> str:
+    return str(package["metadata"]["name"]).lower().replace("_", "-")
+
+
+def _digest(package: dict[str, Any]) -> str:
+    return str(package["download_info"]["archive_info"]["hashes"]["sha256"])
+
+
+def _report(requirements: list[str], options: list[str]) -> list[dict[str, Any]]:
+    """Ask pip what it would install."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+        run([*pip, *options, "--report", report, *requirements], what="resolving")
+        found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
+    return found
+
+
+def _render(name: str, pins: dict[str, set[str]]) -> str:
+    lines = [f"# {HEADS[name]}.", f"# Written by `slurm/setup lock {name}`."]
+    for pin in sorted(pins):
+        lines.append(" \\\n    ".join([pin, *(f"--hash=sha256:{h}" for h in sorted(pins[pin]))]))
+    return "\n".join(lines) + "\n"
