@@ -1,0 +1,1 @@
+"""The HTTP front: the interactive data plane, OpenAI's API, the control API of the agents."""
