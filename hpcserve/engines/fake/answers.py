@@ -120,19 +120,9 @@ class Stream:
             for event in _opening(self._generation, self._heading):
                 reply.event(event)
         if self._faults is not NO_FAULTS:
-            match self._faults.at_token(self._emitted):
-                case "stall":
-                    return Verdict.STALL
-                case "malformed":
-                    reply.event(b'data: {"id": "' + self._heading.id.encode() + b"\n\n")
-                case "error":
-                    self._fail()
-                    return Verdict.LEAVE
-                case "disconnect":
-                    reply.reset()
-                    return Verdict.LEAVE
-                case None:
-                    pass
+            verdict = self._strike()
+            if verdict is not Verdict.GO_ON:
+                return verdict
         self._emitted += 1
         if finish_reason or self._generation.return_token_ids:
             reply.event(_event(self._chunk(packed, finish_reason)))
@@ -148,6 +138,23 @@ class Stream:
             self._fail()
         else:
             self._reply.send(500, json.dumps(ENGINE_ERROR).encode())
+
+    def _strike(self) -> Verdict:
+        """Show the fault that is due before the next token."""
+        match self._faults.at_token(self._emitted):
+            case "stall":
+                return Verdict.STALL
+            case "malformed":
+                self._reply.event(b'data: {"id": "' + self._heading.id.encode() + b"\n\n")
+            case "error":
+                self._fail()
+                return Verdict.LEAVE
+            case "disconnect":
+                self._reply.reset()
+                return Verdict.LEAVE
+            case None:
+                pass
+        return Verdict.GO_ON
 
     def _fail(self) -> None:
         self._reply.event(_event(ENGINE_ERROR))

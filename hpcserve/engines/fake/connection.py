@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import cast
 
 import httptools
 from typing_extensions import override
@@ -74,8 +75,8 @@ class Connection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transport has the methods of asyncio.Transport but not the type.
+        self._transport = cast("asyncio.Transport", transport)
         self._connections.add(self)
 
     @override
