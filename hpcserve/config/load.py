@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hpcserve.config.tree import Config
+from hpcserve.domain.model import EngineKind
 from hpcserve.errors import ConfigError
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ def _files(file: Path | None, env: Mapping[str, str]) -> Iterable[Path]:
     named = file or (Path(env["HPCSERVE_CONFIG"]) if env.get("HPCSERVE_CONFIG") else None)
     if named is not None:
         return (named,)
-    home = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "~"), ".config")
+    home = env.get("XDG_CONFIG_HOME") or f"{env.get('HOME', '~')}/.config"
     user_file = Path(home).expanduser() / "hpcserve" / "hpcserve.toml"
     return tuple(path for path in (SYSTEM_FILE, user_file) if path.exists())
 
@@ -101,50 +102,65 @@ def parse(kind: type[T], values: Mapping[str, object], where: str) -> dict[str, 
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, hints)}")
+        convert, wanted = _KINDS[hints[key]]
         try:
-            checked[key] = _coerce(hints[key], value)
-        except (TypeError, ValueError):
-            wanted = _TYPE_WORDS.get(hints[key], str(hints[key]))
+            checked[key] = convert(value)
+        except (TypeError, ValueError, KeyError):
             raise ConfigError(f"{where}: {key} must be {wanted}, not {value!r}") from None
     return checked
 
 
-_TYPE_WORDS: Mapping[object, str] = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple[str, ...]: "a list of texts",
-    str | None: "text",
-    int | None: "a whole number",
-    Mapping[str, str]: "a table of texts",
-}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-def _coerce(hint: object, value: object) -> object:  # noqa: PLR0911 - one return a type
-    if hint in (str, str | None) and isinstance(value, str):
+def _text(value: object) -> str:
+    if isinstance(value, str):
         return value
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in _BOOLEANS:
-            return _BOOLEANS[value.lower()]
-    elif hint in (int, int | None) and isinstance(value, int | str) and not isinstance(value, bool):
-        return int(value)
-    elif hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        return float(value)
-    elif hint == tuple[str, ...]:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-            return tuple(value)
-    elif hint == Mapping[str, str] and isinstance(value, Mapping):
-        if all(isinstance(part, str) for part in value.values()):
-            return dict(value)
-    elif isinstance(hint, type) and isinstance(value, str):
-        return hint(value)
     raise TypeError
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError
+
+
+def _number(value: object) -> float:
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError
+
+
+def _boolean(value: object) -> bool:
+    return value if isinstance(value, bool) else _BOOLEANS[_text(value).lower()]
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, list | tuple):
+        return tuple(_text(part) for part in value)
+    raise TypeError
+
+
+def _table(value: object) -> Mapping[str, str]:
+    if isinstance(value, Mapping):
+        return {_text(key): _text(part) for key, part in value.items()}
+    raise TypeError
+
+
+#: for each type of a setting: how a value becomes one, and what to call it in an error
+_KINDS: Mapping[object, tuple[Callable[[object], object], str]] = {
+    str: (_text, "text"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a number"),
+    bool: (_boolean, "true or false"),
+    tuple[str, ...]: (_texts, "a list of texts"),
+    str | None: (_text, "text"),
+    int | None: (_whole, "a whole number"),
+    Mapping[str, str]: (_table, "a table of texts"),
+    EngineKind: (lambda value: EngineKind(_text(value)), " or ".join(EngineKind)),
+}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

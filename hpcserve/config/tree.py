@@ -39,7 +39,9 @@ class Slurm:
     partition: str = ""
     #: preemptible partition for batch instances; empty: the same as `partition`
     opportunistic_partition: str = ""
+    #: empty: Slurm's default
     qos: str = ""
+    #: who pays; empty: Slurm's default account of the user
     account: str = ""
     #: warning before the time limit, s: long enough to drain; Slurm checks every 30 s
     notice_s: int = 120
@@ -89,13 +91,18 @@ class Scaling:
     demand_memory_s: float = 300.0
     #: waiting batch requests that justify one more instance
     batch_requests_per_instance: int = 2000
+    #: a successor is submitted so long before a wanted instance's time limit, s, but not before
+    #: three quarters of it have passed
+    handover_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """The HTTP front."""
 
+    #: interface to listen on; 0.0.0.0 for compute nodes on a network
     host: str = "127.0.0.1"
+    #: TCP port; 0 lets the system choose
     port: int = 8620
     #: Unix socket for login-node users; empty: `run/gateway.sock` in the state folder
     socket: str = ""
@@ -127,6 +134,7 @@ class Gateway:
 class Agent:
     """Our process beside the engine."""
 
+    #: between two words of an agent to the control API
     heartbeat_s: float = 5.0
     #: a call to the control API that takes longer has failed, s
     call_timeout_s: float = 10.0
@@ -158,8 +166,9 @@ class Batching:
     lease_ttl_s: float = 60.0
     #: losses of its instance after which a request is failed
     max_attempts: int = 3
-    #: shortest and longest completion window
+    #: shortest completion window
     window_min_s: int = 3600
+    #: longest completion window
     window_max_s: int = 30 * 24 * 3600
     #: completion window when the client names none
     window_default: str = "24h"

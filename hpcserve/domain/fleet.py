@@ -30,14 +30,15 @@ class Fleet:
 
     #: instances that are not ENDED, oldest first
     instances: tuple[Instance, ...]
-    #: recently ended, newest first: what back-off and the operator look at
+    #: recently ended, newest first, and any whose job the scheduler still lists
     ended: tuple[Instance, ...]
     #: None: the scheduler did not answer this time
     jobs: JobsView | None
     #: what accounting says of jobs that `jobs` no longer lists, by token
     accounted: Mapping[str, JobView]
-    #: when the scheduler last answered; None: never
-    jobs_seen_at: datetime | None
+    #: since when agents' heartbeats could be heard without a gap; None: nobody listens, so the
+    #: silence of an agent says nothing
+    listening_since: datetime | None
     partitions: tuple[Partition, ...]
     #: the catalog, by name
     models: Mapping[str, Model]

@@ -173,7 +173,7 @@ class Instance:
     """One engine in one allocation."""
 
     id: str
-    #: unique; in the job's comment and in every message of the agent
+    #: unique; stands in the job's comment
     token: str
     model: str
     role: Role
@@ -185,6 +185,8 @@ class Instance:
     reason: str
     requested_at: datetime
     job_id: str | None = None
+    #: first time the scheduler did not list the job although it should; None while it does
+    job_missing_at: datetime | None = None
     #: the scheduler's words, renewed each tick: `PENDING` and `Resources`
     job_state: str = ""
     job_reason: str = ""
@@ -203,6 +205,8 @@ class Instance:
     heard_at: datetime | None = None
     #: last time there was work for it
     busy_at: datetime | None = None
+    #: when its job was last told to end
+    stop_asked_at: datetime | None = None
     ended_at: datetime | None = None
     #: known reason of an end that is not complete yet
     ending: EndReason | None = None

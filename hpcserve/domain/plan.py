@@ -19,24 +19,11 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resubmit:
-    """Hand an intent to the scheduler that was committed but, as it turns out, never submitted."""
-
-    instance: Instance
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Write a fact down: the instance as it is after the transition."""
+    """Write facts down: the instance as it is now, and the lines for its story (maybe none)."""
 
     instance: Instance
-    transition: Transition
-
-    @property
-    def reason(self) -> str:
-        """The transition's sentence."""
-        return self.transition.reason
+    transitions: tuple[Transition, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,5 +52,5 @@ class Cancel:
     reason: str
 
 
-Action = Submit | Resubmit | Record | Drain | Stop | Cancel
+Action = Submit | Record | Drain | Stop | Cancel
 Plan = tuple[Action, ...]

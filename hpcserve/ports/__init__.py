@@ -1,1 +1,1 @@
-"""What the services need of the world, as Protocols; each has one contract suite in tests/contract."""
+"""What the services need of the world, as Protocols; each has its suite in tests/contract."""

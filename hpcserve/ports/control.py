@@ -91,7 +91,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of one line; `line` is the finished line of the output or error file, no newline."""
+    """The result of one line; `line` is what goes to the output or error file, no newline."""
 
     line_no: int
     #: ANSWERED or REFUSED

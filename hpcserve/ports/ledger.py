@@ -60,9 +60,7 @@ class InstanceStore(Protocol):
         """Update one, append its transitions; `version` must be the stored one."""
         ...
 
-    def heard(
-        self, instance_id: str, at: datetime, load: EngineLoad | None, *, busy: bool
-    ) -> None:
+    def heard(self, instance_id: str, at: datetime, load: EngineLoad | None, *, busy: bool) -> None:
         """Note a heartbeat: no transition, no version; ended instances stay as they are."""
         ...
 
@@ -173,9 +171,7 @@ class RequestStore(Protocol):
         """
         ...
 
-    def release(
-        self, *, lease_id: int, instance_id: str, line_nos: Sequence[int] | None
-    ) -> int:
+    def release(self, *, lease_id: int, instance_id: str, line_nos: Sequence[int] | None) -> int:
         """Hand lines back (None: all that are left) without cost; return how many."""
         ...
 
@@ -202,9 +198,7 @@ class RequestStore(Protocol):
         """Return (line_no, segment, offset, length) in input order; segment -1: no bytes."""
         ...
 
-    def inputs(
-        self, batch_seq: int, line_nos: Sequence[int]
-    ) -> tuple[tuple[int, int, int], ...]:
+    def inputs(self, batch_seq: int, line_nos: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
         """Return (line_no, offset, length) in the input file."""
         ...
 
@@ -299,25 +293,54 @@ class Tx(Protocol):
     """One transaction."""
 
     @property
-    def instances(self) -> InstanceStore: ...
+    def instances(self) -> InstanceStore:
+        """Instances."""
+        ...
+
     @property
-    def events(self) -> EventStore: ...
+    def events(self) -> EventStore:
+        """Their stories, and others."""
+        ...
+
     @property
-    def files(self) -> FileStore: ...
+    def files(self) -> FileStore:
+        """Files of the Files API."""
+        ...
+
     @property
-    def batches(self) -> BatchStore: ...
+    def batches(self) -> BatchStore:
+        """Batches."""
+        ...
+
     @property
-    def requests(self) -> RequestStore: ...
+    def requests(self) -> RequestStore:
+        """Lines of batches."""
+        ...
+
     @property
-    def segments(self) -> SegmentStore: ...
+    def segments(self) -> SegmentStore:
+        """Where result bytes lie."""
+        ...
+
     @property
-    def keys(self) -> KeyStore: ...
+    def keys(self) -> KeyStore:
+        """API keys."""
+        ...
+
     @property
-    def demand(self) -> DemandStore: ...
+    def demand(self) -> DemandStore:
+        """Interactive demand."""
+        ...
+
     @property
-    def leader(self) -> LeaderStore: ...
+    def leader(self) -> LeaderStore:
+        """Which controller leads."""
+        ...
+
     @property
-    def notes(self) -> NoteStore: ...
+    def notes(self) -> NoteStore:
+        """Small facts between processes."""
+        ...
 
 
 class Ledger(Protocol):

@@ -1,0 +1,1 @@
+"""The controller: observe the fleet, decide what it should be, act; one leader at a time."""
