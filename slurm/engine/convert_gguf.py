@@ -94,7 +94,7 @@ def main(folder: Path, target: Path) -> None:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": "lm_head.weight" not in weights,
-        "torch_dtype": "bfloat16",
+        "dtype": "bfloat16",
         **ends,
     }
     target.mkdir()

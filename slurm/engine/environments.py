@@ -18,7 +18,7 @@ from engine.site import MARKER, SetupError, Site, discard, is_complete, key, lin
 
 CPU_TORCH = (
     "the CPU build of torch is missing: point pip at PyTorch's CPU wheels (find-links or "
-    "extra-index-url in pip's configuration), or set HPCSERVE_TORCH_WHEEL to the wheel or its folder"
+    "extra-index-url in pip's configuration), or set HPCSERVE_TORCH_WHEEL to the wheel"
 )
 ENGINE_PYTHON = (3, 11)
 LAUNCHER = """#!/bin/sh

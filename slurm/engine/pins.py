@@ -125,5 +125,5 @@ def _report(
 def _render(name: str, pins: dict[str, set[str]]) -> str:
     lines = [f"# {HEADS[name]}.", f"# Written by `slurm/setup lock {name}`."]
     for pin in sorted(pins):
-        lines.append(" \\\n    ".join([pin, *(f"--hash=sha256:{h}" for h in sorted(pins[pin]))]))
+        lines += [" \\\n    ".join([pin, *(f"--hash=sha256:{h}" for h in sorted(pins[pin]))])]
     return "\n".join(lines) + "\n"

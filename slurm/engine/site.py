@@ -40,9 +40,12 @@ class Site:
                 raise SetupError(f"HPCSERVE_ENGINE is {wanted!r}; it must be cpu or gpu")
             return wanted == "gpu"
         nvidia_smi = shutil.which("nvidia-smi")
-        return nvidia_smi is not None and not subprocess.run(
-            [nvidia_smi, "-L"], capture_output=True, check=False, timeout=30
-        ).returncode
+        return (
+            nvidia_smi is not None
+            and not subprocess.run(
+                [nvidia_smi, "-L"], capture_output=True, check=False, timeout=30
+            ).returncode
+        )
 
 
 def key(*parts: bytes | str) -> str:
@@ -74,7 +77,7 @@ def link(name: Path, target: Path) -> None:
 
 
 def run(
-    command: Iterable[str | Path], *, what: str, environment: Mapping[str, str] | None = None
+    command: Iterable[object], *, what: str, environment: Mapping[str, str] | None = None
 ) -> str:
     """Run a command and return its output; on failure raise with the end of what it said."""
     done = subprocess.run(
