@@ -3,6 +3,8 @@
 hpcserve's own is in two layers. `deps-<hash of the pins>` holds the packages and is shared by all
 checkouts. `venv-<hash of the pins and the checkout's path>` is a bare venv over it that adds the
 checkout and the `hpcserve` command: made in a moment, so that no checkout ever runs another's code.
+The link `venv` is for people's fingers and stays with the first checkout; programs ask for
+`slurm/setup paths`.
 The engine's holds vLLM; hpcserve only ever starts it as a child process.
 """
 
@@ -48,7 +50,8 @@ def python(site: Site) -> str:
                 (environment / "bin" / tool.name).symlink_to(tool)
         (environment / MARKER).touch()
         state = "built"
-    link(site.cache / "venv", environment)
+    if _belongs_here(site, site.cache / "venv"):
+        link(site.cache / "venv", environment)
     return f"{state}: {environment}"
 
 
@@ -112,6 +115,13 @@ def _install_cpu_engine(site: Site, environment: Path) -> None:
     metadata.mkdir()
     text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm}+cpu\n"
     (metadata / "METADATA").write_text(text)
+
+
+def _belongs_here(site: Site, shortcut: Path) -> bool:
+    """Say whether the link `venv` is this checkout's to set: no living checkout has it yet."""
+    paths = _site_packages(shortcut) / "hpcserve.pth"
+    owner = Path(paths.read_text().partition("\n")[0]) if paths.is_file() else site.root
+    return owner == site.root or not (owner / "slurm" / "setup").is_file()
 
 
 def _packages(site: Site) -> Path:
