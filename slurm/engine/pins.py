@@ -77,12 +77,12 @@ def _kept(path: Path) -> list[str]:
 
 
 def _pins(packages: list[dict[str, Any]]) -> dict[str, set[str]]:
-    """Return name==version to sha256 values; a build tag such as +cpu is no part of the pin."""
-    pins: dict[str, set[str]] = {}
-    for package in packages:
-        version = package["metadata"]["version"].partition("+")[0]
-        pins[f"{_name(package)}=={version}"] = {_digest(package)}
-    return pins
+    """Return name==version to sha256 values.
+
+    The version of torch's CPU build ends in +cpu, so that pip never fetches the build for GPUs,
+    which is many times as large, only to find that its hash is another.
+    """
+    return {f"{_name(p)}=={p['metadata']['version']}": {_digest(p)} for p in packages}
 
 
 def _hashes_for(python: str, pins: list[str]) -> dict[str, str]:
