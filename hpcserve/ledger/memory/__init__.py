@@ -1,0 +1,1 @@
+"""The ledger in memory: no threads, no files; for the simulator and for tests."""
