@@ -94,7 +94,7 @@ def _bring(client: httpx.Client, file: Path) -> dict[str, Any]:
                 timeout=None,
             )
         except httpx.TransportError as error:
-            raise unreachable(client, error) from error
+            raise unreachable(error) from error
     check(response)
     answer: dict[str, Any] = response.json()
     return answer
@@ -162,7 +162,7 @@ def results(
                 for chunk in response.iter_bytes():
                     target.write(chunk)
         except httpx.TransportError as error:
-            raise unreachable(client, error) from error
+            raise unreachable(error) from error
         finally:
             target.flush()
             if output is not None:

@@ -57,13 +57,13 @@ def call(
     try:
         response = client.request(method, path, json=body, headers=headers)
     except httpx.TransportError as error:
-        raise unreachable(client, error) from error
+        raise unreachable(error) from error
     check(response)
     answer: dict[str, Any] = response.json()
     return answer
 
 
-def unreachable(client: httpx.Client, error: Exception) -> BackendError:
+def unreachable(error: Exception) -> BackendError:
     """Return the error of a gateway that does not answer."""
     where = os.environ.get("HPCSERVE_URL") or "its Unix socket"
     return BackendError(
