@@ -128,6 +128,36 @@ class Gateway:
     backlog: int = 2048
     #: an API key is looked up again after so long: the bound on a revocation, s
     key_cache_s: float = 2.0
+    #: while the ledger does not answer, known keys go on for so long, s
+    key_grace_s: float = 600.0
+    #: keys in the cache, known and unknown
+    keys_cached_max: int = 10_000
+    #: unknown keys that are looked up at the same time; more are told to come again
+    key_lookups_max: int = 64
+    #: how an instance is picked: least_loaded, round_robin
+    router: str = "least_loaded"
+    #: between two reports of demand to the controller, s
+    demand_s: float = 1.0
+    #: an idle connection of a client is closed after so long, s
+    keep_alive_s: float = 75.0
+    #: a refused client may go on sending for so long, so that it reads why, s
+    linger_s: float = 5.0
+    #: a client that takes nothing of its answer for so long is cut off, s
+    slow_reader_s: float = 60.0
+    #: unread bytes of an answer after which the engine is held back
+    write_buffer_bytes: int = 256 * 1024
+    #: connecting to an engine may take so long, s
+    connect_timeout_s: float = 5.0
+    #: idle connections to one engine that are kept
+    upstream_idle_max: int = 1024
+    #: they are closed after so long; engines close theirs after 5 s
+    upstream_idle_s: float = 4.0
+    #: an answer that is no stream is held until complete, so that it can be retried, up to here
+    answer_buffer_bytes: int = 1024 * 1024
+    #: largest event of a stream, bytes
+    event_bytes_max: int = 8 * 1024 * 1024
+    #: answers under way get so long to finish when the gateway ends, s
+    stop_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +174,47 @@ class Agent:
     unhealthy_max: int = 6
     #: requests in flight get so long to finish when draining, s
     drain_s: float = 90.0
+    #: SIGTERM leaves so long before Slurm kills (its KillWait is 30 s by default), s
+    term_s: float = 25.0
+    #: the engine gets so long to end after SIGTERM, s; vLLM takes 2 to 5
+    stop_s: float = 10.0
+    #: an agent that ends tries so long to hand everything in and to say so, s
+    last_word_s: float = 15.0
     #: lines of the engine's log that a failure quotes
     log_lines: int = 20
+    #: between two readings of the engine's health and metrics, s; chat sheds batch within one
+    probe_s: float = 0.5
+    #: a reading that takes longer has failed, s
+    probe_timeout_s: float = 5.0
+    #: pause after a failed call to the control API; doubles up to the longest, with jitter, s
+    retry_first_s: float = 0.2
+    retry_max_s: float = 5.0
+    #: gateways tried for one call
+    gateways_max: int = 8
+    #: body of one call to the control API, bytes; not above `[gateway] max_body_bytes`
+    call_max_bytes: int = 64 * 1024**2
+    #: batch requests asked for at one go
+    lease_max: int = 256
+    #: batch requests are leased so far ahead of the engine, s
+    prefetch_s: float = 2.0
+    #: pause when there is no batch work, s
+    lease_poll_s: float = 0.5
+    #: results handed in at one go
+    settle_max: int = 256
+    #: a result waits so long for company before it is handed in, s
+    settle_s: float = 0.2
+    #: results that wait to be handed in; no more work is leased above it
+    unsettled_max: int = 2048
+    #: times that a batch request is repeated when the engine fails without a fault of the request
+    line_retries: int = 2
+    #: pause before such a repetition; doubles, s
+    line_retry_s: float = 1.0
+    #: the engine may take so long for one batch request, s
+    line_timeout_s: float = 3600.0
+    #: answer of the engine to one batch request, bytes
+    answer_max_bytes: int = 16 * 1024**2
+    #: slots are kept free for chat so long after the last chat request, s
+    interactive_memory_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +247,34 @@ class Batching:
     poll_s: float = 0.5
     #: result segment files are closed at this size, bytes
     segment_bytes: int = 256 * 1024**2
+    #: input is read in blocks of so many bytes; a few of them are in memory at a time
+    read_block_bytes: int = 4 * 1024**2
+    #: lines of one transaction while a file is validated: a second of work at most, so that results go on
+    validate_chunk: int = 20_000
+    #: files that are validated or results that are written at the same time in one controller
+    tasks_max: int = 2
+    #: pause before a failed validation or finalisation is tried again, s
+    retry_pause_s: float = 5.0
+    #: packing policy; `edf` is the one there is
+    packing: str = "edf"
+    #: deadlines so near to one another count as equal, and owners take turns inside, s
+    deadline_bucket_s: int = 3600
+    #: a request is taken to last so long until its batch has been measured, s
+    request_s: float = 60.0
+    #: an agent's results wait for others to share one fsync and commit, so many at a time at most
+    settle_group: int = 64
+    #: leases whose duration is being measured, and batches with a measured request time
+    leases_measured: int = 4096
+    #: a segment without writes for so long gets none any more, and can be removed twice as late, s
+    segment_idle_s: float = 600.0
+    #: result rows read from the ledger at a time when files are written
+    result_page: int = 5_000
+    #: a repeated create that names itself a retry is recognised for so long: a client's timeout, s
+    retry_window_s: float = 900.0
+    #: between two looks for expired files and segments that nobody needs, s
+    sweep_s: float = 60.0
+    #: files or batches of one page of a list
+    list_max: int = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,8 +124,15 @@ class Control(Protocol):
         """Say the last word."""
         ...
 
-    async def lease(self, limit: int) -> Grant | None:
-        """Ask for up to *limit* batch requests; None when there is nothing for this instance."""
+    async def lease(self, limit: int, holding: Sequence[int]) -> Grant | None:
+        """Ask for up to *limit* batch requests; None when there is nothing for this instance.
+
+        Args:
+            limit: how many.
+            holding: leases that the agent still works on. Others of this instance go back without
+                cost: their answer was lost on the way, and each heartbeat would renew them.
+
+        """
         ...
 
     async def settle(self, lease_id: int, outcomes: Sequence[Outcome]) -> frozenset[int]:

@@ -1,0 +1,1 @@
+"""The agent: our process in the job, beside the engine."""

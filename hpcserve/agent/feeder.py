@@ -1,0 +1,289 @@
+"""Feeds the engine with batch requests: leases ahead, keeps a bounded window in flight, sheds.
+
+Observe: each reading of the engine moves the cap (policy `local_limit`). Decide: how much to lease,
+what to start, what to shed. Act: through the control API and the engine's HTTP front.
+
+- The engine never starves: so much is leased ahead as it does in `prefetch_s`, and no more, so that
+  the tail of a batch spreads over all instances.
+- Shedding closes the connections of the newest requests, which aborts them inside the engine, and
+  hands their lines back.
+- Requests that were lost before run apart from the others and in small company (policy
+  `isolation`).
+- When the engine crashes, lines in flight are NOT handed back: the attempt counts, or a request
+  that kills engines would do so for ever. Lines that had not been sent are handed back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hpcserve.agent.answer import outcome, unanswered, understand
+from hpcserve.agent.engine_calls import EngineCalls
+from hpcserve.agent.hand_in import HandIn
+from hpcserve.agent.pause import Backoff
+from hpcserve.agent.pressure import Pressure
+from hpcserve.config.tree import Agent as AgentSettings
+from hpcserve.domain.load import EngineLoad
+from hpcserve.errors import BackendError, FencedError
+from hpcserve.policy.isolation import company, suspicion
+from hpcserve.policy.local_limit import LocalLimit
+from hpcserve.ports.clock import Clock
+from hpcserve.ports.control import Control, Grant, GrantedLine, Outcome
+
+
+@dataclass(slots=True, eq=False)
+class _Lease:
+    """A lease that we hold."""
+
+    id: int
+    route: str
+    #: lines that are neither finished nor handed back
+    open: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """One line that is to be run."""
+
+    lease: _Lease
+    line: GrantedLine
+
+    @property
+    def suspicion(self) -> int:
+        return suspicion(self.line.attempts)
+
+
+class Feeder:
+    """The batch side of one agent."""
+
+    def __init__(
+        self,
+        *,
+        control: Control,
+        calls: EngineCalls,
+        clock: Clock,
+        jitter: Callable[[], float],
+        settings: AgentSettings,
+        limit: LocalLimit,
+        health: asyncio.Event,
+    ) -> None:
+        """Take the first limit, and the event that is set while the engine is healthy."""
+        self._control = control
+        self._calls = calls
+        self._clock = clock
+        self._jitter = jitter
+        self._settings = settings
+        self._health = health
+        self._pressure = Pressure(limit)
+        self._hand_in = HandIn(control, clock, jitter, settings, self._lose)
+        self._leases: dict[int, _Lease] = {}
+        self._buffer: deque[_Work] = deque()
+        #: in the order in which they started
+        self._running: dict[_Work, asyncio.Task[None]] = {}
+        self._is_open = False
+        self._is_closed = False
+        self._hungry = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Batch requests inside the engine."""
+        return len(self._running)
+
+    @property
+    def limit(self) -> LocalLimit:
+        """The cap as it is, with its reason."""
+        return self._pressure.limit
+
+    async def run(self) -> None:
+        """Lease, run and hand in until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._hand_in.run())
+            self._tasks.create_task(self._lease())
+
+    def allow(self, *, is_open: bool) -> None:
+        """Lease only while the control plane knows us as ready."""
+        self._is_open = is_open
+        self._appetite()
+
+    def observe(self, load: EngineLoad) -> None:
+        """Take a reading of the engine: move the cap, shed what is above it, start what fits."""
+        cap = self._pressure.observe(load, in_flight=len(self._running))
+        if len(self._running) > cap:
+            newest = tuple(self._running)[cap:]
+            self._give_back(newest)
+            keep = self._target()
+            self._give_back(tuple(self._buffer)[keep:])
+        self._dispatch()
+
+    def close(self) -> None:
+        """Take no more work and hand back what has not been sent."""
+        self._is_closed = True
+        self._give_back(tuple(self._buffer))
+        self._appetite()
+
+    def hand_back(self) -> None:
+        """Abort what is in flight and hand it back, at no cost."""
+        self._give_back(tuple(self._running))
+
+    def forsake(self) -> None:
+        """Let go of what was in flight when the engine died; its attempts count."""
+        self.close()
+        for task in self._running.values():
+            task.cancel()
+        self._running.clear()
+
+    async def flush(self) -> None:
+        """Hand in everything that is finished or given back."""
+        await self._hand_in.flush()
+
+    # -- leasing
+
+    async def _lease(self) -> None:
+        backoff = Backoff(
+            self._jitter, first_s=self._settings.retry_first_s, max_s=self._settings.retry_max_s
+        )
+        while True:
+            await self._hungry.wait()
+            limit = min(self._target() - len(self._buffer), self._settings.lease_max)
+            try:
+                grant = await self._control.lease(limit, self._holding())
+            except (BackendError, FencedError):
+                await self._clock.sleep(backoff.failed())
+                continue
+            backoff.succeeded()
+            if grant is None:
+                await self._clock.sleep(self._settings.lease_poll_s)
+            else:
+                self._accept(grant)
+            self._appetite()
+
+    def _holding(self) -> tuple[int, ...]:
+        """Forget leases that nothing is open or owed of; return the others."""
+        for lease in tuple(self._leases.values()):
+            if not lease.open and not self._hand_in.owes(lease.id):
+                del self._leases[lease.id]
+        return tuple(self._leases)
+
+    def _accept(self, grant: Grant) -> None:
+        lease = _Lease(grant.lease_id, grant.route, {line.line_no for line in grant.lines})
+        self._leases[lease.id] = lease
+        # the least suspect first, so that company changes at most twice a lease
+        lines = sorted(grant.lines, key=lambda line: suspicion(line.attempts))
+        works = [_Work(lease, line) for line in lines]
+        if self._is_closed:
+            self._hand_in_undone(works)
+            return
+        self._buffer.extend(works)
+        self._dispatch()
+
+    def _target(self) -> int:
+        """Return how many lines to have at hand beyond those in flight."""
+        limit = self._pressure.limit
+        if limit.cap == 0:
+            return 0
+        rate = self._pressure.lines_per_s
+        ahead = limit.cap if rate is None else max(1, round(rate * self._settings.prefetch_s))
+        return max(0, limit.cap - len(self._running)) + ahead
+
+    def _appetite(self) -> None:
+        is_hungry = (
+            self._is_open
+            and not self._is_closed
+            and len(self._buffer) * 2 < self._target()
+            and self._hand_in.waiting < self._settings.unsettled_max
+        )
+        if is_hungry:
+            self._hungry.set()
+        else:
+            self._hungry.clear()
+
+    # -- running
+
+    def _dispatch(self) -> None:
+        while self._tasks is not None and self._buffer and self._fits(self._buffer[0]):
+            work = self._buffer.popleft()
+            self._running[work] = self._tasks.create_task(self._run(work))
+        self._pressure.started(len(self._running))
+        self._appetite()
+
+    def _fits(self, work: _Work) -> bool:
+        cap = self._pressure.limit.cap
+        if not self._running:
+            return cap > 0
+        others = next(iter(self._running)).suspicion
+        return others == work.suspicion and len(self._running) < company(others, cap)
+
+    async def _run(self, work: _Work) -> None:
+        done = await self._attempt(work)
+        del self._running[work]
+        if done is None:
+            self._hand_in_undone((work,))
+        else:
+            self._finish(work.lease, work.line.line_no)
+            self._pressure.finished()
+            self._hand_in.result(work.lease.id, done)
+        self._dispatch()
+
+    async def _attempt(self, work: _Work) -> Outcome | None:
+        """Return the line's result, or None when this engine cannot give one now."""
+        lease_id = work.lease.id
+        backoff = Backoff(
+            self._jitter, first_s=self._settings.line_retry_s, max_s=self._settings.retry_max_s
+        )
+        for is_last in [False] * self._settings.line_retries + [True]:
+            try:
+                answer = await self._calls.post(work.lease.route, work.line.body)
+            except BackendError as error:
+                if not error.retryable:
+                    return unanswered(
+                        work.line, lease_id=lease_id, code="engine_timeout", message=error.message
+                    )
+            else:
+                reply = understand(answer)
+                # an engine that is healthy and still fails on it fails on it for good
+                if (
+                    reply.is_success
+                    or reply.blames_request
+                    or (is_last and not reply.excuses_request)
+                ):
+                    return outcome(work.line, reply, lease_id=lease_id)
+            await self._clock.sleep(backoff.failed())
+            await self._health.wait()
+        return None
+
+    # -- giving back
+
+    def _give_back(self, works: tuple[_Work, ...]) -> None:
+        for work in works:
+            task = self._running.pop(work, None)
+            if task is not None:
+                task.cancel()
+        gone = set(works)
+        if gone:
+            self._buffer = deque(work for work in self._buffer if work not in gone)
+            self._hand_in_undone(works)
+
+    def _hand_in_undone(self, works: tuple[_Work, ...] | list[_Work]) -> None:
+        by_lease: dict[_Lease, list[int]] = {}
+        for work in works:
+            by_lease.setdefault(work.lease, []).append(work.line.line_no)
+        for lease, line_nos in by_lease.items():
+            self._finish(lease, *line_nos)
+            self._hand_in.undone(lease.id, line_nos)
+
+    def _finish(self, lease: _Lease, *line_nos: int) -> None:
+        lease.open.difference_update(line_nos)
+
+    def _lose(self, lease_id: int) -> None:
+        """Drop the work of a lease that is not ours any more."""
+        lease = self._leases.pop(lease_id, None)
+        if lease is None:
+            return
+        for work in [work for work in self._running if work.lease is lease]:
+            self._running.pop(work).cancel()
+        self._buffer = deque(work for work in self._buffer if work.lease is not lease)
+        self._dispatch()
