@@ -33,10 +33,15 @@ def identified(request: Request) -> Identity:
     """Return who asks, or raise the 401 of OpenAI's envelope (a FastAPI dependency)."""
     identity = getattr(request.state, "identity", None)
     if not isinstance(identity, Identity):
-        raise RequestError(
-            "No valid API key: send `Authorization: Bearer <key>`; "
-            "`hpcserve keys create` on the login node makes one.",
-            http_status=401,
-            code="invalid_api_key",
-        )
+        raise unidentified()
     return identity
+
+
+def unidentified() -> RequestError:
+    """Return the error for a request without a valid key."""
+    return RequestError(
+        "No valid API key: send `Authorization: Bearer <key>`; "
+        "`hpcserve keys create` on the login node makes one.",
+        http_status=401,
+        code="invalid_api_key",
+    )

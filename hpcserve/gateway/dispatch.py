@@ -1,0 +1,247 @@
+"""What all requests of one gateway process share: the table, the pools, the router, the books."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from hpcserve.config.tree import Gateway as GatewaySettings
+from hpcserve.domain.credentials import engine_key
+from hpcserve.domain.fleet import Demand
+from hpcserve.domain.instance import Instance, InstanceState
+from hpcserve.domain.model import Model
+from hpcserve.errors import HpcserveError
+from hpcserve.gateway.access_log import AccessLog
+from hpcserve.gateway.envelope import Refusal
+from hpcserve.gateway.key_cache import KeyCache
+from hpcserve.gateway.metrics import Metrics
+from hpcserve.gateway.table import ModelView, Snapshot, observe
+from hpcserve.gateway.upstream import Pool
+from hpcserve.policy.routing.registry import policy
+from hpcserve.policy.routing.seat import Ask
+from hpcserve.ports.clock import Clock
+from hpcserve.ports.ledger import Ledger, Tx
+
+log = logging.getLogger(__name__)
+
+#: `retry-after` while nobody knows how long a start takes, s: short enough that clients do retry
+UNKNOWN_ETA_S = 15.0
+#: models that a 404 lists; more would be no help
+KNOWN_SHOWN = 50
+
+
+class Lane:
+    """One model on the hot path: its pools, and what is asked of it."""
+
+    __slots__ = ("asked", "name", "pools", "reported", "running", "turn", "view", "waiting")
+
+    def __init__(self, view: ModelView) -> None:
+        self.name = view.name
+        self.view = view
+        #: parallel to `view.seats`
+        self.pools: tuple[Pool, ...] = ()
+        #: requests so far
+        self.turn = 0
+        self.running = 0
+        self.waiting = 0
+        #: asked for since the last report of demand
+        self.asked = False
+        #: running and waiting of that report
+        self.reported = (0, 0)
+
+
+class Dispatch:
+    """The shared state of one gateway process; all of it belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        gateway_id: str,
+        settings: GatewaySettings,
+        catalog: Callable[[], Mapping[str, Model]],
+        secret: bytes,
+        ledger: Ledger,
+        clock: Clock,
+        access_log: AccessLog,
+        wake: Callable[[], None],
+    ) -> None:
+        self.gateway_id = gateway_id
+        self.settings = settings
+        self.clock = clock
+        self.keys = KeyCache(ledger, clock, settings)
+        self.metrics = Metrics()
+        self.access_log = access_log
+        self._catalog = catalog
+        self._secret = secret
+        self._ledger = ledger
+        self._wake = wake
+        self._policy = policy(settings.router)
+        self._pools: dict[str, Pool] = {}
+        self._load_s: dict[str, float] = {}
+        self._request_number = 0
+        self._request_prefix = f"req-{gateway_id}-"
+        empty = observe(catalog(), (), {}, clock.now())
+        self.snapshot = empty
+        self.lanes = {name: Lane(view) for name, view in empty.models.items()}
+        self.metrics.gauges = self._gauges
+        #: seconds since the epoch, less the monotonic clock; renewed each sweep
+        self.wall_offset_s = clock.now().timestamp() - clock.monotonic_s()
+        #: the ledger answered the last look
+        self.ledger_answers = True
+        #: the table has been read at least once
+        self.observed = False
+
+    # observe
+
+    async def refresh(self) -> None:
+        """Look at the ledger for the instances that serve."""
+        try:
+            live = await self._ledger.transact(_live)
+        except HpcserveError as error:
+            if self.ledger_answers:
+                log.warning("the instance table stays as it is: %s", error.message)
+            self.ledger_answers = False
+            return
+        self.ledger_answers = self.observed = True
+        for instance in live:
+            if instance.state is InstanceState.READY and instance.ready_at and instance.started_at:
+                load = (instance.ready_at - instance.started_at).total_seconds()
+                self._load_s[instance.model] = load
+        self._apply(observe(self._catalog(), live, self._load_s, self.clock.now()))
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        pools: dict[str, Pool] = {}
+        lanes: dict[str, Lane] = {}
+        for name, view in snapshot.models.items():
+            lane = lanes[name] = self.lanes.get(name) or Lane(view)
+            lane.view = view
+            lane.pools = tuple(self._pool(instance) for instance in view.instances)
+            pools.update((pool.instance_id, pool) for pool in lane.pools)
+        for gone in self._pools.keys() - pools.keys():
+            self._pools[gone].close()
+        self._pools = pools
+        # models may come and go with the catalog
+        self.lanes = lanes
+
+    def _pool(self, instance: Instance) -> Pool:
+        known = self._pools.get(instance.id)
+        if known is not None:
+            return known
+        assert instance.host is not None
+        assert instance.port is not None
+        return Pool(
+            instance.id,
+            host=instance.host,
+            port=instance.port,
+            key=engine_key(self._secret, instance.id),
+            clock=self.clock,
+            settings=self.settings,
+        )
+
+    # decide
+
+    def choose(self, lane: Lane, tokens: int, tried: Collection[str]) -> Pool | None:
+        """Return the instance that gets a request next; None: there is no (other) one."""
+        pools = lane.pools
+        seats = lane.view.seats
+        if tried:
+            left = [index for index, pool in enumerate(pools) if pool.instance_id not in tried]
+            pools = tuple(pools[index] for index in left)
+            seats = tuple(seats[index] for index in left)
+        if not pools:
+            return None
+        lane.turn += 1
+        if len(pools) == 1:
+            return pools[0]
+        return pools[self._policy(Ask(lane.turn, tokens), seats, pools)]
+
+    def unknown_model(self, model: str) -> Refusal:
+        """Return the 404 that lists the known models."""
+        known = sorted(self.lanes)
+        shown = ", ".join(known[:KNOWN_SHOWN]) or "none"
+        return Refusal(
+            status=404,
+            message=f"The model `{model[:200]}` does not exist; known are: {shown}.",
+            code="model_not_found",
+        )
+
+    def starting(self, lane: Lane) -> Refusal:
+        """Return the 503 that says how a model without an instance stands."""
+        standing = lane.view.standing
+        eta_s = standing.eta_s
+        job = f", Slurm job {standing.job_id}" if standing.job_id else ""
+        slurm = " ".join(word for word in (standing.job_state, standing.job_reason) if word)
+        when = f"ready in about {eta_s:.0f} s" if eta_s is not None else "time to ready unknown"
+        return Refusal(
+            status=503,
+            message=(
+                f"The model `{lane.name}` is not ready: {standing.state}{job}"
+                f"{f' ({slurm})' if slurm else ''}: {standing.reason}; {when}."
+            ),
+            code="model_starting",
+            retry_after_s=UNKNOWN_ETA_S if eta_s is None else max(1.0, eta_s),
+            should_retry=True,
+            detail={
+                "state": standing.state,
+                "reason": standing.reason,
+                "job_id": standing.job_id,
+                "job_state": standing.job_state,
+                "job_reason": standing.job_reason,
+                "eta_s": eta_s,
+            },
+        )
+
+    def next_request_id(self) -> str:
+        """Return an id for one request: unique, since gateways have unique ids."""
+        self._request_number += 1
+        return f"{self._request_prefix}{self._request_number:x}"
+
+    # act
+
+    async def report_demand(self) -> None:
+        """Tell the controller what is asked of each model, when that changed."""
+        now = self.clock.now()
+        lanes = [
+            lane
+            for lane in self.lanes.values()
+            if lane.asked or lane.running or (lane.running, lane.waiting) != lane.reported
+        ]
+        if not lanes:
+            return
+        demand = tuple(
+            Demand(model=lane.name, asked_at=now, running=lane.running, waiting=lane.waiting)
+            for lane in lanes
+        )
+        cold = any(lane.asked and not lane.pools for lane in lanes)
+        try:
+            await self._ledger.transact(lambda tx: tx.demand.report(self.gateway_id, demand))
+        except HpcserveError as error:
+            log.warning("demand cannot be reported: %s", error.message)
+            return
+        for lane, told in zip(lanes, demand, strict=True):
+            lane.asked = False
+            lane.reported = (told.running, told.waiting)
+        if cold:
+            self._wake()
+
+    def sweep(self) -> None:
+        """Do what is due once a second: forget idle connections, write the log."""
+        now_s = self.clock.monotonic_s()
+        self.wall_offset_s = self.clock.now().timestamp() - now_s
+        for pool in self._pools.values():
+            pool.sweep(now_s)
+        self.access_log.flush()
+
+    def close(self) -> None:
+        """Let go of all connections to engines and write what is left of the log."""
+        for pool in self._pools.values():
+            pool.close()
+        self.access_log.flush()
+
+    def _gauges(self) -> Iterable[tuple[str, int, int]]:
+        return ((lane.name, lane.running, lane.waiting) for lane in self.lanes.values())
+
+
+def _live(tx: Tx) -> tuple[Instance, ...]:
+    return tx.instances.live()

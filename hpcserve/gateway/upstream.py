@@ -1,0 +1,284 @@
+"""Connections to the engines: a pool for each instance, a Protocol for each connection.
+
+A connection serves one exchange at a time. It goes back to the pool only when the answer ended
+where its framing said, nothing followed, and the engine keeps the connection alive; in every other
+case it is closed. The pool is last-in-first-out, so that few connections stay warm, and forgets
+idle ones before the engine closes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Protocol
+
+import httptools
+from typing_extensions import override
+
+from hpcserve.config.tree import Gateway as GatewaySettings
+from hpcserve.ports.clock import Clock
+
+
+class Receiver(Protocol):
+    """Who gets the engine's answer."""
+
+    def answer_began(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Take status and headers, names in lower case."""
+        ...
+
+    def answer_came(self, body: bytes) -> None:
+        """Take the part of the body that one read brought."""
+        ...
+
+    def answer_ended(self) -> None:
+        """Note that the answer is complete."""
+        ...
+
+    def answer_failed(self, why: str, message: str, *, reused: bool) -> None:
+        """Note that no (more) answer comes; *reused*: an idle connection was gone, nothing else."""
+        ...
+
+
+class Upstream(asyncio.Protocol):
+    """One connection to one engine."""
+
+    __slots__ = (
+        "_broken",
+        "_complete",
+        "_headers",
+        "_keep_alive",
+        "_parser",
+        "_pieces",
+        "_pool",
+        "_receiver",
+        "_served",
+        "_transport",
+        "idle_since_s",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._receiver: Receiver | None = None
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []
+        self._complete = False
+        self._keep_alive = False
+        self._broken = False
+        #: answers completed on this connection
+        self._served = 0
+        self.idle_since_s = 0.0
+
+    def send(self, receiver: Receiver, *parts: bytes | memoryview) -> None:
+        """Send a whole request; its answer goes to *receiver*."""
+        self._receiver = receiver
+        self._complete = False
+        for part in parts:
+            self._transport.write(part)
+
+    def cancel(self) -> None:
+        """Close now: the engine stops working on the request."""
+        self._receiver = None
+        self._transport.abort()
+
+    def pause(self) -> None:
+        """Take no more from the engine until `resume`."""
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # asyncio
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """Parse, then tell the receiver what the read brought."""
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._broken = True
+        receiver = self._receiver
+        if receiver is None:
+            # nobody asked: never to be mistaken for the next answer
+            self._transport.abort()
+            self._pool.forget(self)
+            return
+        if self._pieces:
+            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            receiver.answer_came(body)
+        if self._complete:
+            if self._receiver is receiver:
+                self._finish(receiver)
+        elif self._broken and self._receiver is receiver:
+            self._receiver = None
+            self._transport.abort()
+            receiver.answer_failed("malformed", "The engine's answer is not HTTP.", reused=False)
+
+    @override
+    def eof_received(self) -> None:
+        """Let the transport close."""
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the receiver, if one still waits."""
+        self._pool.forget(self)
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.answer_failed(
+                "connection_lost",
+                "The connection to the engine broke.",
+                reused=self._served > 0 and not self._headers,
+            )
+
+    def _finish(self, receiver: Receiver) -> None:
+        self._receiver = None
+        self._headers = []
+        self._served += 1
+        if self._broken or self._transport.is_closing() or not self._keep_alive:
+            self._transport.close()
+        else:
+            self._pool.put_back(self)
+        receiver.answer_ended()
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        """Note a second answer to one request: the connection is not to be trusted."""
+        if self._complete:
+            self._broken = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect one header."""
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Pass the head on, but for interim answers."""
+        status = self._parser.get_status_code()
+        if self._receiver is None or self._broken:
+            return
+        if status >= HTTPStatus.OK:
+            self._receiver.answer_began(status, self._headers)
+        else:
+            self._headers = []
+
+    def on_body(self, body: bytes) -> None:
+        """Collect one piece of the body."""
+        if not self._broken:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end, but for that of an interim answer."""
+        if self._parser.get_status_code() >= HTTPStatus.OK:
+            self._complete = True
+            # the parser knows only until this callback returns
+            self._keep_alive = self._parser.should_keep_alive()
+
+
+class Pool:
+    """All connections to one instance, and what this gateway has in flight there."""
+
+    __slots__ = (
+        "_clock",
+        "_host",
+        "_idle",
+        "_opening",
+        "_port",
+        "_settings",
+        "authority",
+        "closed",
+        "instance_id",
+        "key",
+        "requests",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        instance_id: str,
+        *,
+        host: str,
+        port: int,
+        key: str,
+        clock: Clock,
+        settings: GatewaySettings,
+    ) -> None:
+        self.instance_id = instance_id
+        self._host = host
+        self._port = port
+        self.authority = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode()
+        self.key = key.encode()
+        self._clock = clock
+        self._settings = settings
+        self._idle: list[Upstream] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        #: requests in flight, and the estimate of their tokens
+        self.requests = 0
+        self.tokens = 0
+        #: the instance is not in the table any more
+        self.closed = False
+
+    def take(self) -> Upstream | None:
+        """Return an idle connection, if there is one."""
+        return self._idle.pop() if self._idle else None
+
+    def put_back(self, upstream: Upstream) -> None:
+        """Take a connection back whose answer is complete."""
+        if self.closed or len(self._idle) >= self._settings.upstream_idle_max:
+            upstream.cancel()
+            return
+        upstream.idle_since_s = self._clock.monotonic_s()
+        self._idle.append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        """Drop a connection that is closed."""
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def open(self, opened: OnOpen) -> asyncio.Task[None]:
+        """Connect, then call *opened* with the connection, or with None when that failed."""
+        task = asyncio.get_running_loop().create_task(self._open(opened))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return task
+
+    async def _open(self, opened: OnOpen) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                _, upstream = await loop.create_connection(
+                    lambda: Upstream(self), self._host, self._port
+                )
+        except (OSError, TimeoutError) as error:
+            opened(None, f"The engine cannot be reached: {str(error) or 'no answer'}.")
+            return
+        opened(upstream, "")
+
+    def sweep(self, now_s: float) -> None:
+        """Close connections that were idle too long; the oldest lie at the front."""
+        limit = now_s - self._settings.upstream_idle_s
+        while self._idle and self._idle[0].idle_since_s < limit:
+            self._idle.pop(0).cancel()
+
+    def close(self) -> None:
+        """Close what is idle; what is busy closes when it ends."""
+        self.closed = True
+        while self._idle:
+            self._idle.pop().cancel()
+
+
+class OnOpen(Protocol):
+    """What becomes of a connection that was asked for."""
+
+    def __call__(self, upstream: Upstream | None, problem: str) -> None:
+        """Take the connection, or the problem in words."""
+        ...
