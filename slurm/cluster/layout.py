@@ -112,9 +112,9 @@ class Layout:
                 f"{self.root} holds something that is no dev cluster: name an empty --dir"
             )
 
-    def create(self) -> None:
+    def renew(self) -> None:
         """Make an empty tree, in place of what an earlier cluster left."""
-        for entry in set(self.root.iterdir()) - {self.lock}:
+        for entry in set(self.root.iterdir()) - {self.lock, self.facts_file}:
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:

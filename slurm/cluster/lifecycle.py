@@ -56,8 +56,6 @@ def up(
     if with_accounting:
         accounting.require_programs()
     version = commands.release()
-    end_everything(layout)
-    layout.create()
     loopback = network.loopback_address()
     address = loopback or "127.0.0.1"
     ports = network.free_ports(2 + (nodes or NODES), address)
@@ -72,7 +70,9 @@ def up(
         node_ports=tuple(ports[2:]),
         gpus_per_node=gpus_per_node or GPUS_PER_NODE,
     )
-    layout.save(facts)
+    end_everything(layout)
+    layout.save(facts)  # first, for it marks the directory as ours whatever happens next
+    layout.renew()
     _write_files(facts, layout)
     try:
         _start_daemons(facts, layout)
