@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from hpcserve.errors import BackendError, ConfigError
@@ -28,12 +29,18 @@ _VERSION = re.compile(r"\d+\.\d+(\.\d+)?")
 _NO_CONFIGURATION = ("could not establish a configuration source", "cannot stat file")
 
 
+async def _nothing_to_close() -> None:
+    """Close nothing: most back ends keep nothing running."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """A back end and the sentence that says why."""
 
     cluster: Cluster
     reason: str
+    #: ends what the back end keeps running
+    close: Callable[[], Awaitable[None]] = _nothing_to_close
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +87,11 @@ async def choose(backend: str, parts: Parts) -> Choice:
             raise BackendError(unusable, retryable=False)
         cluster = _slurm(parts, squeue, version)
         return Choice(cluster=cluster, reason=f"Slurm {version} answers; {unusable}")
-    cluster = _slurm(parts, pyslurm, version)
-    return Choice(cluster=cluster, reason=f"Slurm {version} answers and pyslurm matches it")
+    return Choice(
+        cluster=_slurm(parts, pyslurm, version),
+        reason=f"Slurm {version} answers and pyslurm matches it",
+        close=pyslurm.close,
+    )
 
 
 async def slurm_version(commands: Commands) -> str:
