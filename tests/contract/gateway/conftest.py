@@ -69,7 +69,10 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
 
 
 def token_event(text: str) -> bytes:
@@ -146,7 +149,7 @@ class Engine:
                 if writer.is_closing():
                     return
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             return
         finally:
             self.open_connections -= 1
@@ -184,8 +187,14 @@ class Site:
         await self.ledger.transact(work)
         await self.dispatch.refresh()
 
+    async def until(self, met: Callable[[], bool], *, timeout_s: float = 3.0) -> None:
+        """Wait for something that nobody announces."""
+        async with asyncio.timeout(timeout_s):
+            while not met():  # noqa: ASYNC110 - the test looks from outside
+                await asyncio.sleep(0.005)
+
     async def send(self, data: bytes, *, timeout_s: float = 5.0) -> bytes:
-        """Send raw bytes on a new connection; return all that comes until it closes or falls silent."""
+        """Send raw bytes on a new connection; return all that comes, up to *timeout_s*."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(data)
         got = b""

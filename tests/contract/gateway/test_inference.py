@@ -133,9 +133,7 @@ async def test_cold_model_says_how_it_stands_and_is_asked_for(start_site):
     assert error["state"] == "cold"
     assert 1 <= int(headers["retry-after"]) <= 120
     assert headers["x-should-retry"] == "true"
-    async with asyncio.timeout(2):
-        while not site.woken:
-            await asyncio.sleep(0.01)
+    await site.until(lambda: site.woken)
     (demand,) = await site.ledger.transact(
         lambda tx: tx.demand.read(site.dispatch.clock.now().replace(year=2000))
     )
@@ -204,9 +202,7 @@ async def test_client_that_leaves_cancels_the_engine_at_once(site):
     writer.write(post(chat(stream=True)))
     await reader.readuntil(b"\n\n")
     writer.close()
-    async with asyncio.timeout(1):
-        while not site.engines[0].left:
-            await asyncio.sleep(0.005)
+    await site.until(lambda: site.engines[0].left)
     assert site.dispatch.lanes[MODEL].running == 0
 
 

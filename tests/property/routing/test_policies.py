@@ -62,12 +62,10 @@ def test_picks_a_seat_that_is_there_and_always_the_same(name, data, ask, seats):
     assert POLICIES[name](ask, seats, loads) == index
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", POLICIES.keys() - {"round_robin"})
 @given(seats=_SEATS, count=st.integers(1, 64))
 def test_nobody_waits_behind_a_full_seat_while_another_is_empty(name, seats, count):
     """Requests that all look alike, none of which ends, fill no seat far beyond the others."""
-    if name in {"round_robin"}:
-        return
     loads = [Busy(0, 0) for _ in seats]
     for turn in range(count):
         index = POLICIES[name](Ask(turn, 100, 7), seats, loads)
