@@ -87,6 +87,8 @@ class Controller:
 class Scaling:
     """How many instances there should be."""
 
+    #: scaling policy, by its name in hpcserve/policy/scaling/registry.py
+    policy: str = "demand"
     #: an unserved request keeps its model wanted for so long
     demand_memory_s: float = 300.0
     #: waiting batch requests that justify one more instance
