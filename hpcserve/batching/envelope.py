@@ -13,6 +13,9 @@ import msgspec
 
 from hpcserve.domain.batch import LineError
 
+#: code, message and param of a LineError
+_Problem = tuple[str, str, str]
+
 #: OpenAI's own limit is not written anywhere; longer ones are mistakes
 MAX_CUSTOM_ID_CHARS = 512
 
@@ -54,56 +57,79 @@ def fault(line: bytes, number: int, *, endpoint: str, model: str | None) -> Line
         model: that of the lines before, or None when this is the first.
 
     """
-    parsed = _object(line, number)
-    if isinstance(parsed, LineError):
-        return parsed
-
-    def error(code: str, message: str, param: str) -> LineError:
-        return LineError(code=code, message=message, line=number, param=param)
-
-    for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
-        if name not in parsed:
-            return error("missing_required_parameter", f"The line has no `{name}`.", name)
-        if not isinstance(parsed[name], kind):
-            wanted = "an object" if kind is dict else "a string"
-            return error("invalid_type", f"`{name}` must be {wanted}.", name)
-    custom_id, body = parsed["custom_id"], parsed["body"]
-    if not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS:
-        text = f"`custom_id` must have 1 to {MAX_CUSTOM_ID_CHARS} characters."
-        return error("invalid_value", text, "custom_id")
-    if parsed["method"] != "POST":
-        return error(
-            "invalid_method", f"`method` must be POST, not {parsed['method'][:20]!r}.", "method"
-        )
-    if parsed["url"] != endpoint:
-        text = f"`url` is {parsed['url'][:80]!r}, but the batch's endpoint is {endpoint!r}."
-        return error("url_mismatch", text, "url")
-    if not isinstance(body.get("model"), str) or not body["model"]:
-        return error("missing_required_parameter", "The body has no `model`.", "body.model")
-    if body.get("stream") not in (None, False):
-        text = "`stream` is not allowed in a batch: leave it out."
-        return error("invalid_value", text, "body.stream")
-    if model is not None and body["model"] != model:
-        text = f"The model is {body['model'][:80]!r}, but the lines before ask for {model!r}."
-        return error("model_mismatch", text, "body.model")
-    return None
+    parsed = _object(line)
+    if isinstance(parsed, str):
+        return LineError(code="invalid_json_line", message=parsed, line=number)
+    problem = _wrong_type(parsed) or _wrong_value(parsed, endpoint, model)
+    if problem is None:
+        return None
+    code, message, param = problem
+    return LineError(code=code, message=message, line=number, param=param)
 
 
-def _object(line: bytes, number: int) -> dict[str, Any] | LineError:
-    def error(message: str) -> LineError:
-        return LineError(code="invalid_json_line", message=message, line=number)
-
+def _object(line: bytes) -> dict[str, Any] | str:
+    """Return the line's object, or a sentence on why it is none."""
     if b"\0" in line:
-        return error("This line contains a NUL byte: is the file really text?")
+        return "This line contains a NUL byte: is the file really text?"
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as problem:
-        return error(f"This line is not valid UTF-8 at byte {problem.start + 1}: save it as UTF-8.")
+        return f"This line is not valid UTF-8 at byte {problem.start + 1}: save it as UTF-8."
     try:
         msgspec.json.decode(line)  # stricter than json: no NaN, no lone surrogates
         parsed = json.loads(text)
-    except (ValueError, RecursionError) as problem:
-        return error(f"This line is not parseable as valid JSON: {problem}.")
-    if not isinstance(parsed, dict):
-        return error("This line is not parseable as a JSON object.")
-    return parsed
+    except (msgspec.MsgspecError, ValueError, RecursionError) as problem:
+        return f"This line is not parseable as valid JSON: {problem}."
+    return parsed if isinstance(parsed, dict) else "This line is not parseable as a JSON object."
+
+
+def _wrong_type(parsed: dict[str, Any]) -> _Problem | None:
+    for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
+        if name not in parsed:
+            return "missing_required_parameter", f"The line has no `{name}`.", name
+        if not isinstance(parsed[name], kind):
+            wanted = "an object" if kind is dict else "a string"
+            return "invalid_type", f"`{name}` must be {wanted}.", name
+    model = parsed["body"].get("model")
+    if not isinstance(model, str) or not model:
+        return "missing_required_parameter", "The body has no `model`.", "body.model"
+    return None
+
+
+def _wrong_value(parsed: dict[str, Any], endpoint: str, model: str | None) -> _Problem | None:
+    custom_id, method, url = parsed["custom_id"], parsed["method"], parsed["url"]
+    own_model, stream = parsed["body"]["model"], parsed["body"].get("stream")
+    checks = (
+        (
+            0 < len(custom_id) <= MAX_CUSTOM_ID_CHARS,
+            "invalid_value",
+            f"`custom_id` must have 1 to {MAX_CUSTOM_ID_CHARS} characters.",
+            "custom_id",
+        ),
+        (
+            method == "POST",
+            "invalid_method",
+            f"`method` must be POST, not {method[:20]!r}.",
+            "method",
+        ),
+        (
+            url == endpoint,
+            "url_mismatch",
+            f"`url` is {url[:80]!r}, but the batch's endpoint is {endpoint!r}.",
+            "url",
+        ),
+        (
+            stream in (None, False),
+            "invalid_value",
+            "`stream` is not allowed in a batch: leave it out.",
+            "body.stream",
+        ),
+        (
+            model in (None, own_model),
+            "model_mismatch",
+            f"The model is {own_model[:80]!r}, but the lines before ask for {model!r}.",
+            "body.model",
+        ),
+    )
+    wrong = ((code, text, param) for is_right, code, text, param in checks if not is_right)
+    return next(wrong, None)

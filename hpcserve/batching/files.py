@@ -50,7 +50,14 @@ class Files:
         file_id = self._ids.new("file")
         path = self._places.uploads / f"{file_id}.jsonl"
         opened = await asyncio.to_thread(path.with_suffix(".tmp").open, "xb")
-        return Upload(self, owner, file_id, path, opened, self._settings.max_file_bytes)
+        return Upload(
+            self,
+            owner=owner,
+            file_id=file_id,
+            path=path,
+            opened=opened,
+            max_bytes=self._settings.max_file_bytes,
+        )
 
     async def register(self, owner: str, path: str, *, expires_after_s: int | None) -> InputFile:
         """Take a file where it lies, without a copy; it must stay as it is."""
@@ -207,6 +214,7 @@ class Upload:
     def __init__(
         self,
         files: Files,
+        *,
         owner: str,
         file_id: str,
         path: Path,
