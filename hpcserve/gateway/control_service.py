@@ -55,18 +55,31 @@ class ControlService:
         return InstanceControl(self, instance_id, job_id)
 
     async def apply(
-        self, instance_id: str, job_id: str, change: Callable[[Tx, Instance, datetime], _Story]
+        self,
+        instance_id: str,
+        job_id: str,
+        change: Callable[[Instance, datetime], _Story],
+        besides: Callable[[Tx, datetime], None],
     ) -> Order:
-        """Apply a word to an instance that it may speak for; return what its agent is to do."""
+        """Apply a word to an instance that it may speak for; return what its agent is to do.
+
+        Args:
+            instance_id: whose word it is.
+            job_id: the job that it comes from.
+            change: what the word does to the instance.
+            besides: what it does to other rows, and to the columns that a save would overwrite.
+
+        """
         now = self.clock.now()
 
         def work(tx: Tx) -> tuple[Order, bool]:
             instance = tx.instances.get(instance_id)
             if instance is None or not _speaks_for(instance, job_id):
                 return Order.EXIT, False
-            changed, story = change(tx, instance, now)
+            changed, story = change(instance, now)
             if story:
                 tx.instances.save(changed, *story)
+            besides(tx, now)
             return _order(changed), bool(story)
 
         order, is_news = await self.ledger.transact(work)
@@ -86,50 +99,36 @@ class InstanceControl:
 
     async def register(self, registration: Registration) -> Order:
         """Note where the engine will listen."""
-
-        def change(_: Tx, instance: Instance, now: datetime) -> _Story:
-            return _registered(instance, registration, now)
-
-        return await self._apply(change)
+        return await self._apply(lambda instance, now: _registered(instance, registration, now))
 
     async def beat(self, heartbeat: Heartbeat) -> Order:
         """Note load and health, renew the leases."""
+        load = heartbeat.load
+        is_busy = heartbeat.batch_running > 0 or (
+            load is not None and load.running + load.waiting > 0
+        )
 
-        def change(tx: Tx, instance: Instance, now: datetime) -> _Story:
-            load = heartbeat.load
-            is_busy = heartbeat.batch_running > 0 or (
-                load is not None and load.running + load.waiting > 0
-            )
-            tx.requests.renew(self._id, now, self._service.lease_ttl_s)
-            changed, story = _heard(instance, heartbeat, now)
-            if story:
-                # saved here, since the heartbeat's own columns must be written last
-                tx.instances.save(changed, *story)
+        def besides(tx: Tx, now: datetime) -> None:
             tx.instances.heard(self._id, now, load, busy=is_busy)
-            return changed, ()
+            tx.requests.renew(self._id, now, self._service.lease_ttl_s)
 
-        return await self._apply(change)
+        return await self._apply(lambda instance, now: _heard(instance, heartbeat, now), besides)
 
     async def draining(self, ending: Ending) -> Order:
         """Note that the agent takes no more work."""
-
-        def change(_: Tx, instance: Instance, now: datetime) -> _Story:
-            return _draining(instance, ending, now)
-
-        return await self._apply(change)
+        return await self._apply(lambda instance, now: _draining(instance, ending, now))
 
     async def ended(self, ending: Ending) -> Order:
         """Note the last word, and why."""
 
-        def change(tx: Tx, instance: Instance, now: datetime) -> _Story:
+        def besides(tx: Tx, now: datetime) -> None:
             if ending.reason.is_fault:
                 tx.requests.lapse(now, instance_ids=(self._id,))
             else:
                 for lease_id in tx.requests.renew(self._id, now, self._service.lease_ttl_s):
                     tx.requests.release(lease_id=lease_id, instance_id=self._id, line_nos=None)
-            return _ended(instance, ending, now)
 
-        await self._apply(change)
+        await self._apply(lambda instance, now: _ended(instance, ending, now), besides)
         return Order.EXIT
 
     async def lease(self, limit: int, holding: Sequence[int]) -> Grant | None:
@@ -158,8 +157,12 @@ class InstanceControl:
         """Take requests back."""
         await self._service.work.release(self._id, lease_id, line_nos)
 
-    async def _apply(self, change: Callable[[Tx, Instance, datetime], _Story]) -> Order:
-        return await self._service.apply(self._id, self._job_id, change)
+    async def _apply(
+        self,
+        change: Callable[[Instance, datetime], _Story],
+        besides: Callable[[Tx, datetime], None] = lambda _tx, _now: None,
+    ) -> Order:
+        return await self._service.apply(self._id, self._job_id, change, besides)
 
 
 def _speaks_for(instance: Instance, job_id: str) -> bool:
@@ -178,22 +181,22 @@ def _order(instance: Instance) -> Order:
 
 
 def _registered(instance: Instance, said: Registration, now: datetime) -> _Story:
-    facts = {
-        "job_id": said.job_id,
-        "host": said.host,
-        "port": said.port,
-        "log_path": said.log_path,
-        "ends_at": instance.ends_at or said.ends_at,
-    }
-    if instance.state not in _UNHEARD and instance == replace(instance, **facts):
+    told = replace(
+        instance,
+        job_id=said.job_id,
+        host=said.host,
+        port=said.port,
+        log_path=said.log_path,
+        ends_at=instance.ends_at or said.ends_at,
+    )
+    if told == instance and instance.state not in _UNHEARD:
         return instance, ()
-    changed, line = instance.on(
+    changed, line = told.on(
         _E.REGISTERED,
         at=now,
         reason=f"the agent on {said.node} says hello; its engine loads",
         detail={"job_id": said.job_id, "node": said.node, "port": said.port},
         heard_at=now,
-        **facts,
     )
     return changed, (line,)
 
