@@ -20,9 +20,9 @@ app.add_typer(instance, name="instance")
 @db.command()
 def upgrade(config: ConfigFile = None, as_json: Json = False) -> None:
     """Bring the database to this version's schema."""
-    from hpcserve import wiring
+    from hpcserve.wiring.site import upgrade_ledger
 
-    before, after = wiring.upgrade_ledger(settings(config))
+    before, after = upgrade_ledger(settings(config))
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:

@@ -43,9 +43,8 @@ def list_(config: ConfigFile = None, as_json: Json = False) -> None:
         return
     for key in answer["data"]:
         end = "revoked" if key["revoked_at"] else clock_time(key["expires_at"])
-        say(
-            f"{key['id']}  {key['prefix']}...  {clock_time(key['created_at'])}  {end}  {key['name']}"
-        )
+        made = clock_time(key["created_at"])
+        say(f"{key['id']}  {key['prefix']}...  {made}  {end}  {key['name']}")
 
 
 @app.command()

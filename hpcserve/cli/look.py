@@ -149,9 +149,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what an instance of a model would ask of Slurm, and when it would start."""
-    from hpcserve import wiring
+    from hpcserve.wiring.cluster import plan_instance
 
-    spec, script, start_at = wiring.plan_instance(settings(config), model)
+    spec, script, start_at = plan_instance(settings(config), model)
     if print_script:
         say(script)
         return

@@ -21,23 +21,23 @@ def register(app: typer.Typer) -> None:
 
 def up(config: ConfigFile = None) -> None:
     """Run controller and gateway in one process."""
-    from hpcserve import wiring
+    from hpcserve.wiring.processes import run
 
-    wiring.run(settings(config), controller=True, gateway=True)
+    run(settings(config), controller=True, gateway=True)
 
 
 def controller(config: ConfigFile = None) -> None:
     """Run a controller; of several one leads."""
-    from hpcserve import wiring
+    from hpcserve.wiring.processes import run
 
-    wiring.run(settings(config), controller=True, gateway=False)
+    run(settings(config), controller=True, gateway=False)
 
 
 def gateway(config: ConfigFile = None) -> None:
     """Run a gateway."""
-    from hpcserve import wiring
+    from hpcserve.wiring.processes import run
 
-    wiring.run(settings(config), controller=False, gateway=True)
+    run(settings(config), controller=False, gateway=True)
 
 
 def fake_engine(context: typer.Context) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -144,7 +144,14 @@ class Actor:
 
     async def _submit(self, submit: Submit, model: Model, leader: Leadership) -> None:
         instance_id = self._ids.new("inst")
-        order = self._order(instance_id, model, submit.role)
+        order = order_for(
+            instance_id,
+            model,
+            submit.role,
+            state_dir=self._state_dir,
+            secret=self._secret,
+            config=self._config,
+        )
         spec = place(model, submit.role, order, self._config.slurm)
         now = self._clock.now()
         intent = Instance(
@@ -158,7 +165,7 @@ class Actor:
             time_limit_s=spec.time_limit_s,
             reason=submit.reason,
             requested_at=now,
-            log_path=str(Path(order.instance_dir) / "engine.log"),
+            log_path=str(Path(order.instance_dir) / "job.log"),
         )
         requested = Transition(
             subject=Subject.INSTANCE,
@@ -200,19 +207,30 @@ class Actor:
             )
         tx.instances.save(*changed)
 
-    def _order(self, instance_id: str, model: Model, role: Role) -> AgentOrder:
-        return AgentOrder(
-            instance_id=instance_id,
-            token=instance_id,
-            model=replace(model, engine_env=dict(model.engine_env)),
-            role=role,
-            gateways_dir=str(self._state_dir / "gateways"),
-            instance_dir=str(self._state_dir / "instances" / instance_id),
-            control_key=credentials.control_key(self._secret, instance_id),
-            engine_key=credentials.engine_key(self._secret, instance_id),
-            settings={
-                "agent": asdict(self._config.agent),
-                "engine": asdict(self._config.engine),
-                "lease_size": self._config.batching.lease_size,
-            },
-        )
+
+def order_for(
+    instance_id: str,
+    model: Model,
+    role: Role,
+    *,
+    state_dir: Path,
+    secret: bytes,
+    config: Config,
+) -> AgentOrder:
+    """Return what the agent of this instance must know."""
+    return AgentOrder(
+        instance_id=instance_id,
+        token=instance_id,
+        model=model,
+        role=role,
+        gateways_dir=str(state_dir / "gateways"),
+        instance_dir=str(state_dir / "instances" / instance_id),
+        control_key=credentials.control_key(secret, instance_id),
+        engine_key=credentials.engine_key(secret, instance_id),
+        settings={
+            "agent": asdict(config.agent),
+            "engine": asdict(config.engine),
+            "time_limit_s": model.time_limit_s,
+            "notice_s": config.slurm.notice_s,
+        },
+    )

@@ -57,9 +57,9 @@ class Controller:
         self._leader: Leadership | None = None
 
     @property
-    def leads(self) -> bool:
-        """Whether this controller led in its last tick."""
-        return self._leader is not None
+    def leadership(self) -> Leadership | None:
+        """The leadership of the last tick; None while another controller leads."""
+        return self._leader
 
     def wake(self) -> None:
         """Let the next tick come soon."""

@@ -119,7 +119,8 @@ class Connection(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Find out who is there."""
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transport of a Unix socket is one in all but its class
+        transport = cast("asyncio.Transport", transport)
         self._transport = transport
         self._flow = FlowControl(transport)
         transport.set_write_buffer_limits(high=self._dispatch.settings.write_buffer_bytes)

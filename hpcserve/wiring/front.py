@@ -1,0 +1,134 @@
+"""A gateway process's parts: the server, its routes, and its presence in the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import APIRouter
+
+from hpcserve.batching.batches import Batches
+from hpcserve.batching.leasing import Leasing
+from hpcserve.batching.results import Results
+from hpcserve.batching.segments import Segments
+from hpcserve.batching.settling import Settling
+from hpcserve.controller.observe import LISTENING
+from hpcserve.errors import BackendError, ConfigError
+from hpcserve.gateway import batches, files, keys, operations, status
+from hpcserve.gateway.access_log import AccessLog
+from hpcserve.gateway.control import control_router
+from hpcserve.gateway.control_service import ControlService
+from hpcserve.gateway.dispatch import Dispatch
+from hpcserve.gateway.server import GatewayServer
+from hpcserve.policy.packing.registry import PACKERS, Packer
+from hpcserve.wiring.world import World
+
+log = logging.getLogger(__name__)
+
+#: a gateway says so often that it listens to agents, s
+PRESENCE_S = 5.0
+
+
+async def run_gateway(world: World, stop: asyncio.Event, wake: Callable[[], None]) -> None:
+    """Serve until *stop*; *wake* makes the controller look soon."""
+    config, paths = world.config, world.paths
+    dispatch = Dispatch(
+        gateway_id=world.ids.new("gw"),
+        settings=config.gateway,
+        catalog=world.catalog,
+        secret=world.secret,
+        ledger=world.ledger,
+        clock=world.clock,
+        access_log=AccessLog(_append_to(paths.state / "access.log")),
+        wake=wake,
+    )
+    server = GatewayServer(
+        dispatch,
+        settings=config.gateway,
+        socket_path=paths.socket(config),
+        gateways_dir=paths.gateways,
+        admin_uids=frozenset({0, os.getuid()}),
+        routers=_routers(world, wake),
+    )
+    aside = [asyncio.create_task(part) for part in (_presence(world), _stop_when(stop, server))]
+    try:
+        await server.serve()
+    finally:
+        for task in aside:
+            task.cancel()
+        await asyncio.gather(*aside, return_exceptions=True)
+
+
+def _routers(world: World, wake: Callable[[], None]) -> tuple[APIRouter, ...]:
+    ledger, clock, ids, config = world.ledger, world.clock, world.ids, world.config
+    segments = Segments(
+        ledger=ledger, clock=clock, ids=ids, settings=config.batching, places=world.places
+    )
+    settling = Settling(ledger=ledger, clock=clock, settings=config.batching, segments=segments)
+    work = Leasing(
+        ledger=ledger,
+        clock=clock,
+        settings=config.batching,
+        settling=settling,
+        packer=_packer(world),
+    )
+    control = ControlService(
+        ledger=ledger,
+        work=work,
+        clock=clock,
+        lease_ttl_s=config.batching.lease_ttl_s,
+        wake=wake,
+    )
+    settings, stored = config.batching, world.files()
+    return (
+        control_router(control, secret=world.secret, max_body_bytes=config.agent.call_max_bytes),
+        files.routes(
+            stored,
+            block_bytes=settings.read_block_bytes,
+            list_max=settings.list_max,
+            server_uid=os.getuid(),
+        ),
+        batches.routes(
+            Batches(ledger=ledger, clock=clock, ids=ids, settings=settings),
+            stored,
+            Results(ledger=ledger, settings=settings),
+            window_default=settings.window_default,
+        ),
+        status.routes(ledger=ledger, clock=clock, catalog=world.catalog),
+        keys.routes(ledger=ledger, clock=clock, ids=ids),
+        operations.routes(ledger=ledger, clock=clock, catalog=world.catalog, wake=wake),
+    )
+
+
+def _packer(world: World) -> Packer:
+    name = world.config.batching.packing
+    if name not in PACKERS:
+        raise ConfigError(f"[batching] packing is {name!r}; choose one of {', '.join(PACKERS)}")
+    return PACKERS[name]
+
+
+async def _presence(world: World) -> None:
+    """Say again and again since when agents can be heard here."""
+    since = world.clock.now()
+    while True:
+        note = {"since": since.isoformat(), "at": world.clock.now().isoformat()}
+        try:
+            await world.ledger.transact(lambda tx, note=note: tx.notes.put(LISTENING, note))  # type: ignore[misc]  # bound now, not at the call
+        except BackendError as error:
+            log.warning("%s", error.message)
+            since = world.clock.now()
+        await world.clock.sleep(PRESENCE_S)
+
+
+async def _stop_when(stop: asyncio.Event, server: GatewayServer) -> None:
+    await stop.wait()
+    server.stop()
+
+
+def _append_to(path: Path) -> Callable[[bytes], object]:
+    """Return what appends whole lines to a log that only its owner can read."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    return lambda lines: os.write(handle, lines)

@@ -1,0 +1,132 @@
+"""A controller process's parts: the loop over the fleet, and the worker over the batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from hpcserve import __version__
+from hpcserve.batching.finalise import Finaliser
+from hpcserve.batching.intake import Intake
+from hpcserve.batching.losses import Losses
+from hpcserve.batching.sweep import Sweep
+from hpcserve.batching.worker import BatchWorker, Parts
+from hpcserve.controller.act import Actor
+from hpcserve.controller.loop import Controller
+from hpcserve.controller.observe import Observer
+from hpcserve.errors import BackendError, ConfigError
+from hpcserve.policy.scaling.registry import SCALERS
+from hpcserve.policy.scaling.target import Scaler
+from hpcserve.slurm.choose import Choice
+from hpcserve.wiring.cluster import open_cluster
+from hpcserve.wiring.world import World
+
+log = logging.getLogger(__name__)
+
+
+async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], None]) -> None:
+    """Run until cancelled; *on_wake* is told what makes the next tick come sooner."""
+    choice = await _until_open(world)
+    log.info("%s: %s", choice.cluster.description, choice.reason)
+    ledger, clock, config = world.ledger, world.clock, world.config
+    controller = Controller(
+        holder=f"{socket.gethostname()}-{os.getpid()}",
+        ledger=ledger,
+        observer=Observer(
+            ledger=ledger,
+            cluster=choice.cluster,
+            clock=clock,
+            config=config,
+            catalog=world.catalog,
+        ),
+        actor=Actor(
+            ledger=ledger,
+            cluster=choice.cluster,
+            clock=clock,
+            ids=world.ids,
+            config=config,
+            state_dir=world.paths.state,
+            secret=world.secret,
+        ),
+        scaler=_scaler(world),
+        clock=clock,
+        config=config,
+        cluster_description=choice.cluster.description,
+    )
+    on_wake(controller.wake)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(controller.run())
+        tasks.create_task(_batch_worker(world, controller).run())
+
+
+async def _until_open(world: World) -> Choice:
+    """Wait for the scheduler: a controller may start while Slurm is away."""
+    while True:
+        try:
+            return await open_cluster(world.config, world.paths, world.clock)
+        except BackendError as error:
+            if not error.retryable:
+                raise
+            log.warning("%s", error.message)
+        await world.clock.sleep(world.config.controller.tick_s)
+
+
+def _scaler(world: World) -> Scaler:
+    settings = world.config.scaling
+    try:
+        return SCALERS[settings.policy](settings)
+    except KeyError:
+        raise ConfigError(
+            f"[scaling] policy is {settings.policy!r}; choose one of {', '.join(SCALERS)}"
+        ) from None
+
+
+def _batch_worker(world: World, controller: Controller) -> BatchWorker:
+    ledger, clock, settings = world.ledger, world.clock, world.config.batching
+
+    def describe(model: str) -> Mapping[str, object]:
+        known = world.catalog().get(model)
+        return {} if known is None else asdict(known)
+
+    parts = Parts(
+        intake=Intake(
+            ledger=ledger,
+            clock=clock,
+            settings=settings,
+            places=world.places,
+            models=world.catalog,
+        ),
+        finaliser=Finaliser(
+            ledger=ledger,
+            clock=clock,
+            ids=world.ids,
+            settings=settings,
+            places=world.places,
+            version=__version__,
+            describe=describe,
+        ),
+        losses=Losses(
+            ledger=ledger,
+            clock=clock,
+            settings=settings,
+            ended_max=world.config.controller.ended_shown,
+        ),
+        sweep=Sweep(
+            ledger=ledger,
+            clock=clock,
+            settings=settings,
+            places=world.places,
+            files=world.files(),
+        ),
+    )
+    return BatchWorker(
+        ledger=ledger,
+        clock=clock,
+        settings=settings,
+        parts=parts,
+        leadership=lambda: controller.leadership,
+    )

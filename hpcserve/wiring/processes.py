@@ -1,0 +1,60 @@
+"""The processes of a site: `hpcserve up`, `hpcserve controller`, `hpcserve gateway`.
+
+A process ends on SIGTERM or SIGINT: the gateway takes no more connections and lets answers finish,
+the controller gives its leadership up. Jobs go on; the next controller finds them by their tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+import uvloop
+
+from hpcserve.config import Config
+from hpcserve.wiring.front import run_gateway
+from hpcserve.wiring.leader import run_controller
+from hpcserve.wiring.world import open_world
+
+
+def run(config: Config, *, controller: bool, gateway: bool) -> None:
+    """Run the parts that are asked for until a signal ends them."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    uvloop.run(_run(config, controller=controller, gateway=gateway))
+
+
+async def _run(config: Config, *, controller: bool, gateway: bool) -> None:
+    world = open_world(config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    wakers: list[Callable[[], None]] = []
+
+    def wake() -> None:
+        for waker in wakers:
+            waker()
+
+    front = asyncio.create_task(run_gateway(world, stop, wake)) if gateway else None
+    leader = asyncio.create_task(run_controller(world, wakers.append)) if controller else None
+    stopped = asyncio.create_task(stop.wait())
+    tasks = [task for task in (front, leader, stopped) if task is not None]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        for task in done:
+            await task
+        if front is not None:
+            await front
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await world.ledger.close()
