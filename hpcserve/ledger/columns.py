@@ -15,7 +15,8 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import BigInteger, Dialect, Text
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
+from typing_extensions import override
 
 from hpcserve.domain.batch import LineError
 from hpcserve.domain.load import EngineLoad
@@ -29,16 +30,16 @@ W = TypeVar("W", bound=StrEnum)
 class Instant(TypeDecorator[datetime]):
     """A point in time, as microseconds since 1970."""
 
-    impl = BigInteger
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = BigInteger
+    cache_ok: bool | None = True
 
+    @override
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
-        """Turn an aware datetime into microseconds; a naive one is a TypeError."""
         del dialect
         return None if value is None else (value - EPOCH) // _MICROSECOND
 
+    @override
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        """Turn microseconds into a datetime in UTC."""
         del dialect
         return None if value is None else EPOCH + value * _MICROSECOND
 
@@ -46,21 +47,21 @@ class Instant(TypeDecorator[datetime]):
 class Word(TypeDecorator[W], Generic[W]):
     """One word of an enumeration; a CHECK beside the column lists the words."""
 
-    impl = Text
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = Text
+    cache_ok: bool | None = True
 
     def __init__(self, words: type[W]) -> None:
         """Take the enumeration."""
         super().__init__()
         self.words = words
 
+    @override
     def process_bind_param(self, value: W | None, dialect: Dialect) -> str | None:
-        """Turn the member into its word."""
         del dialect
         return None if value is None else self.words(value).value
 
+    @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> W | None:
-        """Turn the word into its member."""
         del dialect
         return None if value is None else self.words(value)
 
@@ -68,11 +69,11 @@ class Word(TypeDecorator[W], Generic[W]):
 class Prose(TypeDecorator[str]):
     """Text for people, possibly from a log: NUL and half characters become U+FFFD."""
 
-    impl = Text
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = Text
+    cache_ok: bool | None = True
 
+    @override
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """Replace what a text column cannot hold."""
         del dialect
         if value is None:
             return None
@@ -82,16 +83,16 @@ class Prose(TypeDecorator[str]):
 class Json(TypeDecorator[Any]):
     """A JSON-able value, as ASCII text."""
 
-    impl = Text
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = Text
+    cache_ok: bool | None = True
 
+    @override
     def process_bind_param(self, value: object, dialect: Dialect) -> str | None:
-        """Write the value."""
         del dialect
         return None if value is None else json.dumps(_plain(value), separators=(",", ":"))
 
+    @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:
-        """Read the value."""
         del dialect
         return None if value is None else json.loads(value)
 
@@ -99,26 +100,23 @@ class Json(TypeDecorator[Any]):
 class Names(Json):
     """A tuple of strings."""
 
-    cache_ok = True
-
+    @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:
-        """Read the list as a tuple."""
-        return tuple(super().process_result_value(value or "[]", dialect))  # type: ignore[call-overload]  # json.loads of a list
+        names: Any = super().process_result_value(value, dialect)
+        return tuple(names)
 
 
 class Load(Json):
     """An EngineLoad."""
 
-    cache_ok = True
-
+    @override
     def process_bind_param(self, value: object, dialect: Dialect) -> str | None:
-        """Write its fields."""
         if isinstance(value, EngineLoad):
             return super().process_bind_param(asdict(value), dialect)
         return None
 
+    @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:
-        """Read its fields."""
         fields: Any = super().process_result_value(value, dialect)
         if fields is None:
             return None
@@ -128,14 +126,12 @@ class Load(Json):
 class LineErrors(Json):
     """A tuple of LineError."""
 
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ANN401 - the base takes any value
-        """Write their fields."""
+    @override
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         return super().process_bind_param([asdict(error) for error in value], dialect)
 
+    @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:
-        """Read their fields."""
         errors: Any = super().process_result_value(value, dialect)
         return tuple(LineError(**fields) for fields in errors)
 

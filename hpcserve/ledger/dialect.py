@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import Column, ColumnElement, Connection, FromClause, Table
+from sqlalchemy import BindParameter, Column, ColumnElement, Connection, FromClause, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.exc import DBAPIError
@@ -36,11 +36,11 @@ class Dialect(Protocol):
         """Return the parameter `numbers`: one value, however many there are."""
         ...
 
-    def outcomes(self) -> FromClause:
+    def outcomes(self, batch_seq: BindParameter[int]) -> FromClause:
         """Return the outcomes of lines as a table.
 
-        Its columns: `line_no, state, segment, result_offset, result_length`; its parameters come
-        from `outcome_parameters`.
+        Its columns: `batch_seq, line_no, state, segment, result_offset, result_length`; its
+        parameters come from `outcome_parameters`.
         """
         ...
 

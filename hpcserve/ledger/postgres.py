@@ -14,6 +14,7 @@ import psycopg
 from sqlalchemy import (
     URL,
     BigInteger,
+    BindParameter,
     Column,
     ColumnElement,
     Connection,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     column,
     create_engine,
     func,
+    select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.exc import DBAPIError
@@ -87,8 +89,8 @@ class Postgres(Dialect):
         return list(numbers)
 
     @override
-    def outcomes(self) -> FromClause:
-        return (
+    def outcomes(self, batch_seq: BindParameter[int]) -> FromClause:
+        listed = (
             func.unnest(
                 bindparam("line_nos", type_=ARRAY(Integer)),
                 bindparam("states", type_=ARRAY(Text)),
@@ -103,8 +105,9 @@ class Postgres(Dialect):
                 column("result_offset", BigInteger),
                 column("result_length", Integer),
             )
-            .render_derived(name="outcomes")
+            .render_derived(name="listed")
         )
+        return select(batch_seq.label("batch_seq"), listed).subquery("outcomes")
 
     @override
     def outcome_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     URL,
+    BindParameter,
     Column,
     ColumnElement,
     Connection,
@@ -115,10 +116,13 @@ class Sqlite(Dialect):
         return json.dumps(list(numbers))
 
     @override
-    def outcomes(self) -> FromClause:
+    def outcomes(self, batch_seq: BindParameter[int]) -> FromClause:
         each = func.json_each(bindparam("outcomes", type_=Text)).table_valued("value")
         names = ("line_no", "state", "segment", "result_offset", "result_length")
-        return select(
+        # The fence and the batch as one of its columns leave the planner only one way: through the
+        # outcomes to each line by its key. Otherwise it takes a batch for ten lines, and scans it.
+        listed = select(
+            batch_seq.label("batch_seq"),
             *(
                 func.json_extract(
                     each.c.value,
@@ -126,8 +130,9 @@ class Sqlite(Dialect):
                     type_=Text if name == "state" else Integer,
                 ).label(name)
                 for place, name in enumerate(names)
-            )
-        ).subquery("outcomes")
+            ),
+        )
+        return listed.cte("outcomes").prefix_with("MATERIALIZED")
 
     @override
     def outcome_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_batch_requests_handed_back",
         "batch_requests",
-        ["batch_seq", "line_no"],
+        ["handed_back", "batch_seq", "line_no"],
         sqlite_where=sa.text("handed_back = 1"),
         postgresql_where=sa.text("handed_back"),
     )
@@ -80,7 +80,8 @@ def upgrade() -> None:
         sa.Column("cancelled_at", sa.BigInteger(), nullable=True),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('validating', 'in_progress', 'finalizing', 'cancelling', 'completed', 'failed', 'expired', 'cancelled')",
+            "state IN ('validating', 'in_progress', 'finalizing', 'cancelling', "
+            "'completed', 'failed', 'expired', 'cancelled')",
             name="ck_batches_state",
         ),
         sa.PrimaryKeyConstraint("seq", name="pk_batches"),
@@ -176,16 +177,21 @@ def upgrade() -> None:
         sa.Column("load", sa.Text(), nullable=True),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.CheckConstraint(
-            "end_reason IN ('scaled_in', 'drained', 'expired', 'preempted', 'node_failed', 'out_of_memory', 'load_failed', 'crashed', 'cancelled_outside', 'rejected', 'lost')",
+            "end_reason IN ('scaled_in', 'drained', 'expired', 'preempted', "
+            "'node_failed', 'out_of_memory', 'load_failed', 'crashed', "
+            "'cancelled_outside', 'rejected', 'lost')",
             name="ck_instances_end_reason",
         ),
         sa.CheckConstraint(
-            "ending IN ('scaled_in', 'drained', 'expired', 'preempted', 'node_failed', 'out_of_memory', 'load_failed', 'crashed', 'cancelled_outside', 'rejected', 'lost')",
+            "ending IN ('scaled_in', 'drained', 'expired', 'preempted', "
+            "'node_failed', 'out_of_memory', 'load_failed', 'crashed', "
+            "'cancelled_outside', 'rejected', 'lost')",
             name="ck_instances_ending",
         ),
         sa.CheckConstraint("role IN ('interactive', 'mixed', 'batch')", name="ck_instances_role"),
         sa.CheckConstraint(
-            "state IN ('requested', 'queued', 'allocated', 'loading', 'ready', 'unreachable', 'draining', 'stopping', 'ended')",
+            "state IN ('requested', 'queued', 'allocated', 'loading', 'ready', "
+            "'unreachable', 'draining', 'stopping', 'ended')",
             name="ck_instances_state",
         ),
         sa.PrimaryKeyConstraint("id", name="pk_instances"),

@@ -14,7 +14,7 @@ from hpcserve.errors import ConflictError
 
 K = TypeVar("K")
 V = TypeVar("V")
-O = TypeVar("O", bound=tuple[datetime, str])
+End = TypeVar("End", bound=tuple[datetime, str])
 
 
 class Journal:
@@ -50,12 +50,12 @@ class Journal:
         shelf.append(value)
         self._undo.append(shelf.pop)
 
-    def insort(self, shelf: list[O], value: O) -> None:
+    def insort(self, shelf: list[End], value: End) -> None:
         """Add one value at its place in a sorted list."""
         insort(shelf, value)
         self._undo.append(lambda: shelf.remove(value))
 
-    def drop(self, shelf: list[O], value: O) -> None:
+    def drop(self, shelf: list[End], value: End) -> None:
         """Take one value out of a sorted list."""
         shelf.remove(value)
         self._undo.append(lambda: insort(shelf, value))

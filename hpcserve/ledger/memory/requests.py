@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import islice, pairwise
 
 from typing_extensions import override
 
@@ -17,7 +17,6 @@ from hpcserve.domain.batch import (
     LeasedRequest,
     NewRequest,
     RequestCounts,
-    RequestEvent,
     RequestState,
     Result,
     TokenUsage,
@@ -51,7 +50,7 @@ class MemoryRequests(RequestStore):
             self._journal.put(lines, request.line_no, line)
             added.append(request.line_no)
         order = tally.order + tuple(added)
-        if any(before > after for before, after in zip(order, order[1:], strict=False)):
+        if any(before > after for before, after in pairwise(order)):
             order = tuple(sorted(order))
         counts = replace(
             tally.counts,

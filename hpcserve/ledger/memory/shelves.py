@@ -52,8 +52,8 @@ class HeldLease:
 class Tally:
     """What the ledger itself keeps of a batch."""
 
-    counts: RequestCounts = RequestCounts()
-    usage: TokenUsage = TokenUsage()
+    counts: RequestCounts = field(default_factory=RequestCounts)
+    usage: TokenUsage = field(default_factory=TokenUsage)
     first_result_at: datetime | None = None
     validated_lines: int = 0
     validated_bytes: int = 0

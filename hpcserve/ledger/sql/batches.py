@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, insert, select, update
 from typing_extensions import override
 
 from hpcserve.domain.batch import (
@@ -117,12 +116,12 @@ class SqlBatches(BatchStore):
         )
         return tuple(Backlog(**row) for row in each_row(rows))
 
-    def _read(self, query: Any) -> tuple[Batch, ...]:
+    def _read(self, query: Select[Any]) -> tuple[Batch, ...]:
         return tuple(_from_row(row) for row in each_row(self._connection.execute(query)))
 
 
-def _from_row(row: Mapping[str, Any]) -> Batch:
-    fields = dict(row)
+def _from_row(row: RowMapping) -> Batch:
+    fields: dict[str, Any] = dict(row)
     by_state = {state: fields.pop(state) for state in _STATES}
     usage = TokenUsage(
         input_tokens=fields.pop("input_tokens"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, Select, delete, insert, select
 from typing_extensions import override
 
 from hpcserve.domain.batch import InputFile
@@ -51,7 +51,7 @@ class SqlFiles(FileStore):
             .limit(limit)
         )
 
-    def _read(self, query: Any) -> tuple[InputFile, ...]:
+    def _read(self, query: Select[Any]) -> tuple[InputFile, ...]:
         return tuple(InputFile(**row) for row in each_row(self._connection.execute(query)))
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Select,
     bindparam,
     case,
     func,
@@ -114,5 +115,5 @@ class SqlInstances(InstanceStore):
             )
         )
 
-    def _read(self, query: Any) -> tuple[Instance, ...]:
+    def _read(self, query: Select[Any]) -> tuple[Instance, ...]:
         return tuple(Instance(**row) for row in each_row(self._connection.execute(query)))

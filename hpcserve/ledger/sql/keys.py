@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, select, update
 from typing_extensions import override
 
 from hpcserve.domain.key import ApiKey
@@ -48,5 +48,5 @@ class SqlKeys(KeyStore):
         )
         return revoked.rowcount == 1
 
-    def _read(self, query: Any) -> tuple[ApiKey, ...]:
+    def _read(self, query: Select[Any]) -> tuple[ApiKey, ...]:
         return tuple(ApiKey(**row) for row in each_row(self._connection.execute(query)))

@@ -13,11 +13,10 @@ from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Select,
+    Integer,
     Text,
     and_,
     bindparam,
-    case,
     delete,
     false,
     func,
@@ -28,7 +27,6 @@ from sqlalchemy import (
     select,
     true,
     type_coerce,
-    union_all,
     update,
 )
 from typing_extensions import override
@@ -42,7 +40,6 @@ from hpcserve.domain.batch import (
     RequestState,
     Result,
 )
-from hpcserve.domain.batch import RequestEvent as Event
 from hpcserve.errors import FencedError
 from hpcserve.ledger.dialect import OUTCOMES, Dialect
 from hpcserve.ledger.tables import batch_counts as counts
@@ -61,7 +58,7 @@ class RequestStatements:
 
     def __init__(self, dialect: Dialect) -> None:
         """Build them all."""
-        seq, lease = bindparam("seq"), bindparam("lease")
+        seq, lease = bindparam("seq", type_=Integer), bindparam("lease", type_=Integer)
         at = bindparam("now", type_=_AT)
         in_batch = lines.c.batch_seq == seq
         held = and_(lines.c.lease_id == lease, lines.c.state == RequestState.LEASED)
@@ -72,7 +69,36 @@ class RequestStatements:
             .where(counts.c.batch_seq == seq)
             .with_for_update()
         )
-        self.choose = self._choose()
+        where_it_lies = (
+            lines.c.line_no,
+            lines.c.input_offset,
+            lines.c.input_length,
+            lines.c.attempts,
+        )
+        limit = bindparam("limit", type_=Integer)
+        again = (
+            select(lines.c.line_no)
+            .where(lines.c.handed_back, in_batch)
+            .order_by(lines.c.line_no)
+            .limit(limit)
+        )
+        self.choose_again = (
+            select(*where_it_lies)
+            # numbers first, which the partial index alone can give
+            .where(in_batch, lines.c.line_no.in_(again.scalar_subquery()))
+            .order_by(lines.c.line_no)
+        )
+        self.choose_fresh = (
+            select(*where_it_lies)
+            .where(
+                in_batch,
+                lines.c.line_no >= bindparam("next"),
+                lines.c.state == RequestState.WAITING,
+                ~lines.c.handed_back,
+            )
+            .order_by(lines.c.line_no)
+            .limit(limit)
+        )
         self.grant = (
             insert(leases)
             .values(
@@ -122,10 +148,14 @@ class RequestStatements:
             .values(open_lines=leases.c.open_lines - bindparam("n"))
         )
 
-        outcomes = dialect.outcomes()
+        outcomes = dialect.outcomes(seq)
         self.settle = (
             update(lines)
-            .where(in_batch, lines.c.line_no == outcomes.c.line_no, held)
+            .where(
+                lines.c.batch_seq == outcomes.c.batch_seq,
+                lines.c.line_no == outcomes.c.line_no,
+                held,
+            )
             .values(
                 state=type_coerce(outcomes.c.state, Text),
                 segment=outcomes.c.segment,
@@ -184,7 +214,7 @@ class RequestStatements:
             select(lines.c.batch_seq, lines.c.line_no, lines.c.attempts)
             .where(lines.c.handed_back, lines.c.attempts >= bindparam("attempts_max"))
             .order_by(lines.c.batch_seq, lines.c.line_no)
-            .limit(bindparam("limit"))
+            .limit(limit)
         )
 
         self.lock_batch_leases = (
@@ -228,41 +258,13 @@ class RequestStatements:
                 lines.c.state == bindparam("state", type_=lines.c.state.type),
             )
             .order_by(lines.c.line_no)
-            .limit(bindparam("limit"))
+            .limit(limit)
         )
         self.inputs = (
             select(lines.c.line_no, lines.c.input_offset, lines.c.input_length)
             .where(in_batch, named)
             .order_by(lines.c.line_no)
         )
-
-    @staticmethod
-    def _choose() -> Select[Any]:
-        """Build the choice of the first waiting lines: those handed back, then fresh ones.
-
-        Each half walks an index in order and stops at the limit.
-        """
-        columns = (
-            lines.c.line_no,
-            lines.c.input_offset,
-            lines.c.input_length,
-            lines.c.attempts,
-            lines.c.handed_back,
-        )
-        limit = bindparam("limit")
-        first = select(*columns).where(lines.c.batch_seq == bindparam("seq"))
-        halves = (
-            first.where(lines.c.handed_back),
-            first.where(
-                ~lines.c.handed_back,
-                lines.c.line_no >= bindparam("next"),
-                lines.c.state == RequestState.WAITING,
-            ),
-        )
-        chosen = union_all(
-            *(half.order_by(lines.c.line_no).limit(limit).subquery().select() for half in halves)
-        ).subquery("chosen")
-        return select(chosen).order_by(chosen.c.line_no).limit(limit)
 
 
 class SqlRequests(RequestStore):
@@ -302,9 +304,14 @@ class SqlRequests(RequestStore):
         stand = execute(self._do.lock_counts, {"seq": seq}).one_or_none()
         if stand is None or not stand.waiting or limit < 1:
             return None
-        chosen = execute(
-            self._do.choose, {"seq": seq, "next": stand.next_line, "limit": limit}
-        ).all()
+        again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).all()
+        fresh = again[:0]
+        if len(again) < limit:
+            fresh = execute(
+                self._do.choose_fresh,
+                {"seq": seq, "next": stand.next_line, "limit": limit - len(again)},
+            ).all()
+        chosen = sorted((*again, *fresh))
         n = len(chosen)
         expires_at = now + timedelta(seconds=ttl_s)
         lease_id = execute(
@@ -328,9 +335,7 @@ class SqlRequests(RequestStore):
             },
         )
         assert taken.rowcount == n, "a waiting line changed under its batch's lock"
-        next_line = max(
-            (line.line_no + 1 for line in chosen if not line.handed_back), default=stand.next_line
-        )
+        next_line = fresh[-1].line_no + 1 if fresh else stand.next_line
         execute(self._do.count_leased, {"seq": seq, "n": n, "next": next_line})
         return Lease(
             id=lease_id,
@@ -348,7 +353,7 @@ class SqlRequests(RequestStore):
                     length=length,
                     attempts=attempts,
                 )
-                for line_no, offset, length, attempts, _ in chosen
+                for line_no, offset, length, attempts in chosen
             ),
         )
 
@@ -418,6 +423,7 @@ class SqlRequests(RequestStore):
             "first": lease.first_line,
             "last": lease.last_line,
         }
+        n: int
         if line_nos is None:
             n = execute(self._do.release, which).rowcount
         else:
@@ -444,7 +450,7 @@ class SqlRequests(RequestStore):
         if not lost:
             return 0
         ids = {"numbers": self._dialect.numbers([lease.id for lease in lost])}
-        lapsed = execute(self._do.lapse_lines, ids).rowcount
+        lapsed: int = execute(self._do.lapse_lines, ids).rowcount
         execute(self._do.lapse_leases, ids)
         by_batch: Counter[int] = Counter()
         for lease in lost:
@@ -473,7 +479,8 @@ class SqlRequests(RequestStore):
         if stand is None:
             return 0
         if line_nos is None:
-            n_waiting, n_leased = stand.waiting, stand.leased
+            n_waiting: int = stand.waiting
+            n_leased: int = stand.leased
             if n_waiting + n_leased:
                 execute(self._do.close, {**seq, "to": state})
                 execute(self._do.close_leases, seq)
@@ -482,7 +489,7 @@ class SqlRequests(RequestStore):
             closed = execute(self._do.close_some, {**seq, "to": state, "numbers": numbers})
             by_lease = Counter(closed.scalars())
             n_waiting = by_lease.pop(None, 0)
-            n_leased = by_lease.total()
+            n_leased = sum(by_lease.values())
             if by_lease:
                 execute(
                     self._do.shrink_lease,

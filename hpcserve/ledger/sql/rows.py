@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CursorResult, Table
+from sqlalchemy import CursorResult, RowMapping, Table
 
 
 def to_row(table: Table, noun: object, *but: str) -> dict[str, Any]:
@@ -13,6 +13,6 @@ def to_row(table: Table, noun: object, *but: str) -> dict[str, Any]:
     return {c.name: getattr(noun, c.name) for c in table.columns if c.name not in but}
 
 
-def each_row(result: CursorResult[Any]) -> list[Mapping[str, Any]]:
+def each_row(result: CursorResult[Any]) -> Sequence[RowMapping]:
     """Return the rows as mappings by column name."""
-    return list(result.mappings())
+    return result.mappings().all()

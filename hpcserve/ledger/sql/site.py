@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, select, update
+from sqlalchemy import Connection, Select, case, func, insert, select, update
 from typing_extensions import override
 
 from hpcserve.domain.fleet import Demand
@@ -114,7 +114,7 @@ class SqlLeader(LeaderStore):
     def current(self) -> Leadership | None:
         return self._read(select(leadership_table))
 
-    def _read(self, query: Any) -> Leadership | None:
+    def _read(self, query: Select[Any]) -> Leadership | None:
         rows = each_row(self._connection.execute(query))
         if not rows:
             return None
@@ -144,7 +144,7 @@ class SqlNotes(NoteStore):
 
     @override
     def get(self, name: str) -> Mapping[str, object] | None:
-        value: Any = self._connection.execute(
+        value: Mapping[str, object] | None = self._connection.execute(
             select(notes.c.value).where(notes.c.name == name)
         ).scalar_one_or_none()
         return value
