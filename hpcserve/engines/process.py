@@ -42,12 +42,20 @@ class EngineProcess:
         return await asyncio.shield(self._end)
 
     def terminate(self) -> None:
-        """Ask the whole group to end."""
-        self._signal(signal.SIGTERM)
+        """Ask the first process to end; what is left of its group ends with it.
+
+        Not the whole group: vLLM's workers obey SIGTERM at once, and with them die the streams that
+        the first process wants to finish (seen on 0.32.0).
+        """
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End the whole group at once."""
-        self._signal(signal.SIGKILL)
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _wait(self) -> int:
         try:
@@ -55,11 +63,6 @@ class EngineProcess:
         finally:
             # Lets the watcher end what the first process left behind.
             os.close(self._leash)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
 
 
 class EngineProcesses:

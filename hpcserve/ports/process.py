@@ -25,7 +25,7 @@ class Process(Protocol):
         ...
 
     def terminate(self) -> None:
-        """Ask it to end (SIGTERM to its whole group); nothing happens when it is gone."""
+        """Ask it to end (SIGTERM to the first process); nothing happens when it is gone."""
         ...
 
     def kill(self) -> None:

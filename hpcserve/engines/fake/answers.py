@@ -110,12 +110,16 @@ class Stream:
         self._reply = reply
         self._faults = faults
         self._emitted = 0
+        self._started = False
+        #: the whole text, which the last event of the Responses dialect repeats
+        self._text = bytearray()
         self._before, self._after = _around_text(generation.dialect, heading)
 
     def token(self, packed: bytes, finish_reason: str | None) -> Verdict:
-        """Send one event, and after the last token usage and `[DONE]`."""
+        """Send one event, and after the last token what ends the stream."""
         reply = self._reply
-        if not self._emitted:
+        if not self._started:
+            self._started = True
             reply.start_stream()
             for event in _opening(self._generation, self._heading):
                 reply.event(event)
@@ -124,7 +128,11 @@ class Stream:
             if verdict is not Verdict.GO_ON:
                 return verdict
         self._emitted += 1
-        if finish_reason or self._generation.return_token_ids:
+        generation = self._generation
+        if generation.dialect is Dialect.RESPONSE:
+            self._text += packed
+            reply.event(self._before + packed + self._after)
+        elif finish_reason or generation.return_token_ids:
             reply.event(_event(self._chunk(packed, finish_reason)))
         else:
             reply.event(self._before + packed + self._after)
@@ -134,7 +142,7 @@ class Stream:
 
     def cut_off(self) -> None:
         """Say in the stream that the engine stops; answer 500 when nothing was sent yet."""
-        if self._emitted:
+        if self._started:
             self._fail()
         else:
             self._reply.send(500, json.dumps(ENGINE_ERROR).encode())
@@ -163,14 +171,11 @@ class Stream:
 
     def _chunk(self, packed: bytes, finish_reason: str | None) -> dict[str, Any]:
         generation = self._generation
-        text = packed.decode()
-        if generation.dialect is Dialect.RESPONSE:
-            return {"type": "response.output_text.delta", "delta": text}
         choice: dict[str, Any] = {"index": 0}
         if generation.dialect is Dialect.CHAT:
-            choice["delta"] = {"content": text}
+            choice["delta"] = {"content": packed.decode()}
         else:
-            choice["text"] = text
+            choice["text"] = packed.decode()
         choice |= {"logprobs": None, "finish_reason": finish_reason}
         if generation.return_token_ids:
             choice["token_ids"] = words.unpack(packed)
@@ -179,21 +184,28 @@ class Stream:
         return _chunk_head(generation.dialect, self._heading) | {"choices": [choice]}
 
     def _close(self, finish_reason: str) -> None:
+        """Send what stands behind the last token; vLLM's Responses end without `[DONE]`."""
         generation = self._generation
-        if generation.dialect is Dialect.RESPONSE:
-            body = _response(generation, self._heading, b"", finish_reason, self._emitted)
-            self._reply.event(_event({"type": "response.completed", "response": body}))
-        elif generation.include_usage:
+        is_response = generation.dialect is Dialect.RESPONSE
+        if generation.include_usage and not is_response:
             head = _chunk_head(generation.dialect, self._heading)
             usage = _usage(generation, self._emitted)
             self._reply.event(_event(head | {"choices": [], "usage": usage}))
         if not self._faults.omit_done:
-            self._reply.event(DONE)
+            last = DONE
+            if is_response:
+                body = _response(generation, self._heading, bytes(self._text), finish_reason)
+                last = _response_event("response.completed", response=body)
+            self._reply.event(last)
         self._reply.end_stream()
 
 
 def _event(body: object) -> bytes:
     return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _response_event(kind: str, **fields: object) -> bytes:
+    return f"event: {kind}\n".encode() + _event({"type": kind, **fields})
 
 
 def _chunk_head(dialect: Dialect, heading: Heading) -> dict[str, Any]:
@@ -204,7 +216,8 @@ def _chunk_head(dialect: Dialect, heading: Heading) -> dict[str, Any]:
 def _around_text(dialect: Dialect, heading: Heading) -> tuple[bytes, bytes]:
     """Return what stands before and after a token's text in the event of an ordinary token."""
     if dialect is Dialect.RESPONSE:
-        return b'data: {"type":"response.output_text.delta","delta":"', b'"}\n\n'
+        before, _, after = _response_event("response.output_text.delta", delta="|").partition(b"|")
+        return before, after
     head = _event(_chunk_head(dialect, heading)).removesuffix(b"}\n\n")
     middle = b'"delta":{"content":"' if dialect is Dialect.CHAT else b'"text":"'
     after = b'"}' if dialect is Dialect.CHAT else b'"'
@@ -220,7 +233,7 @@ def _opening(generation: Generation, heading: Heading) -> list[bytes]:
         return []
     if generation.dialect is Dialect.RESPONSE:
         response = {"id": heading.id, "object": "response", "status": "in_progress"}
-        return [_event({"type": "response.created", "response": response})]
+        return [_response_event("response.created", response=response)]
     delta = {"role": "assistant", "content": ""}
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
     body: dict[str, Any] = _chunk_head(Dialect.CHAT, heading) | {"choices": [choice]}
@@ -280,14 +293,8 @@ def _completion(
     }
 
 
-def _response(
-    generation: Generation,
-    heading: Heading,
-    text: bytes,
-    reason: str,
-    emitted: int | None = None,
-) -> dict[str, Any]:
-    count = len(text) // words.BYTES_PER_TOKEN if emitted is None else emitted
+def _response(generation: Generation, heading: Heading, text: bytes, reason: str) -> dict[str, Any]:
+    count = len(text) // words.BYTES_PER_TOKEN
     part = {"type": "output_text", "text": text.decode(), "annotations": []}
     return {
         "id": heading.id,

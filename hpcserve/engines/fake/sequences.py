@@ -2,7 +2,8 @@
 
 A sequence that gets a place is prefilled (`ttft_ms` and its prompt's share), then gives one token
 each inter-token latency, which grows with the number that runs. Due times are absolute, so a loop
-that lags catches up and the rate holds. With no latency set a whole answer is made in one go.
+that lags catches up and the rate holds. With no latency set a whole answer is made in one go. As in
+vLLM by default, the queue has no bound: whoever fills it has to set one.
 """
 
 from __future__ import annotations

@@ -116,6 +116,12 @@ async def test_the_openai_client_reads_every_dialect(engine: RunningEngine) -> N
         assert chat.choices[0].finish_reason == "stop"
         reply = await client.responses.create(model="fake", input="hi", max_output_tokens=4)
         assert reply.output_text == (chat.choices[0].message.content or "")[:16]
+        stream = await client.responses.create(
+            model="fake", input="hi", max_output_tokens=4, stream=True
+        )
+        events = [event async for event in stream]
+        assert "".join(e.delta for e in events if e.type.endswith("delta")) == reply.output_text
+        assert events[-1].type == "response.completed"
         vectors = await client.embeddings.create(model="fake", input=["a", "b", "a"])
         first, second, third = (item.embedding for item in vectors.data)
         assert first == third != second
