@@ -14,6 +14,8 @@
 `finalise`            output file, error file and manifest, in input order
 `results`             what is finished so far, while a batch runs
 `steps`, `worker`     the loop of the leading controller: observe, decide, act
+`losses`, `sweep`     taking leases back; removing files that nobody needs
+`services`            all of it joined, for `wiring`
 ====================  ==========================================================================
 
 Payload bytes stay in files; the ledger knows states, offsets and lengths. Whatever a crash cuts off

@@ -21,6 +21,8 @@ from hpcserve.ports.ledger import Ledger, Tx
 
 PURPOSE_INPUT = "batch"
 PURPOSE_OUTPUT = "batch_output"
+#: OpenAI's longest page
+LIST_MAX = 10_000
 #: OpenAI's bounds of `expires_after[seconds]`
 EXPIRES_AFTER_S = (3600, 30 * 24 * 3600)
 

@@ -275,8 +275,6 @@ class Batching:
     retry_window_s: float = 900.0
     #: between two looks for expired files and segments that nobody needs, s
     sweep_s: float = 60.0
-    #: files or batches of one page of a list
-    list_max: int = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,14 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpcserve.batching.files import EXPIRES_AFTER_S, PURPOSE_INPUT, Files, chunks_of, content
+from hpcserve.batching.files import (
+    EXPIRES_AFTER_S,
+    LIST_MAX,
+    PURPOSE_INPUT,
+    Files,
+    chunks_of,
+    content,
+)
 from hpcserve.domain.batch import InputFile
 from hpcserve.errors import RefusedError, RequestError
 from hpcserve.gateway.bodies import parsed
@@ -28,13 +35,12 @@ class Registration(BaseModel):
     expires_after_s: int | None = Field(default=None, ge=EXPIRES_AFTER_S[0], le=EXPIRES_AFTER_S[1])
 
 
-def routes(files: Files, *, block_bytes: int, list_max: int, server_uid: int) -> APIRouter:
+def routes(files: Files, *, block_bytes: int, server_uid: int) -> APIRouter:
     """Return the routes.
 
     Args:
         files: the service.
         block_bytes: what an upload holds in memory.
-        list_max: files of one page.
         server_uid: only this user's login-node processes may register files by path, since only
             for them our reading a file tells nothing that they could not read themselves.
 
@@ -63,7 +69,7 @@ def routes(files: Files, *, block_bytes: int, list_max: int, server_uid: int) ->
     async def index(
         user: User,
         purpose: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=list_max)] = list_max,
+        limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = LIST_MAX,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> dict[str, object]:
