@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -111,7 +111,8 @@ class Commands:
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
-                stdin=PIPE,
+                # a pipe only when there is something to say: the command may end before it is said
+                stdin=PIPE if stdin else DEVNULL,
                 stdout=PIPE,
                 stderr=PIPE,
                 env={**self.env, **(extra or {})},
@@ -124,7 +125,7 @@ class Commands:
             ) from error
         try:
             async with asyncio.timeout(self.timeout_s):
-                out, err = await process.communicate(stdin.encode())
+                out, err = await process.communicate(stdin.encode() or None)
         except TimeoutError as error:
             raise BackendError(
                 f"{argv[0]} gave no answer within {self.timeout_s:g} s;"

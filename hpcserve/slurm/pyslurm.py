@@ -169,7 +169,9 @@ def _release(version: str) -> tuple[int, int]:
 def _view(row: dict[str, Any], token: str | None) -> JobView | None:
     if token is None:
         return None
-    phase, end_reason = phase_of(row["state"], preempted=row["preempted"] is not None)
+    phase, end_reason = phase_of(
+        row["state"], reason=row["reason"], preempted=row["preempted"] is not None
+    )
     return JobView(
         job_id=row["job_id"],
         token=token,

@@ -116,7 +116,7 @@ def _views(out: str, tag: Tag) -> Iterator[JobView]:
                 f"squeue prints a time of job {job_id} that is none ({error}); line: {line!r}",
                 retryable=False,
             ) from error
-        phase, end_reason = phase_of(state, preempted=preempted_at is not None)
+        phase, end_reason = phase_of(state, reason=reason, preempted=preempted_at is not None)
         yield JobView(
             job_id=job_id,
             token=token,

@@ -7,6 +7,7 @@ that hide a base state while they are set. Rules:
 - COMPLETED is no fault of anyone: the agent has said why it left.
 - A job that ends by itself in the grace time of a preemption is COMPLETED or FAILED in 22.05 and
   PREEMPTED from 24.11 on. Slurm notes the time of the preemption in all of them, and that decides.
+- A job that `sbatch` refused for its size stays in `squeue` for a while, FAILED (BadConstraints).
 """
 
 from __future__ import annotations
@@ -59,11 +60,18 @@ STATES: dict[str, tuple[JobPhase, EndReason | None]] = {
 _OWN_ENDS = frozenset({None, _R.CRASHED})
 
 
-def phase_of(state: str, *, preempted: bool = False) -> tuple[JobPhase, EndReason | None]:
+#: what squeue gives as the reason of a job that never ran because it never could
+_REFUSED = "BadConstraints"
+
+
+def phase_of(
+    state: str, *, reason: str = "", preempted: bool = False
+) -> tuple[JobPhase, EndReason | None]:
     """Translate one of Slurm's state words.
 
     Args:
         state: the word; `sacct` appends who cancelled (`CANCELLED by 1000`).
+        reason: Slurm's reason, where it is known.
         preempted: whether Slurm notes a time of preemption.
 
     Raises:
@@ -78,7 +86,10 @@ def phase_of(state: str, *, preempted: bool = False) -> tuple[JobPhase, EndReaso
             " add it to hpcserve/slurm/states.py",
             retryable=False,
         )
-    phase, reason = found
-    if phase is JobPhase.GONE and preempted and reason in _OWN_ENDS:
-        return phase, EndReason.PREEMPTED
-    return phase, reason
+    phase, end_reason = found
+    if phase is JobPhase.GONE and end_reason in _OWN_ENDS:
+        if preempted:
+            return phase, EndReason.PREEMPTED
+        if reason == _REFUSED:
+            return phase, EndReason.REJECTED
+    return phase, end_reason

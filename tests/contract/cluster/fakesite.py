@@ -10,7 +10,6 @@ from hpcserve.slurm.cluster import JobsReader, SlurmCluster
 from hpcserve.slurm.commands import Commands
 from hpcserve.slurm.squeue import Squeue
 from hpcserve.slurm.tag import Tag
-
 from tests.contract.cluster.suite import SlurmSite, WallClock
 
 FAKESLURM = Path(__file__).with_name("fakeslurm.py")
@@ -33,9 +32,7 @@ class FakeSite(SlurmSite):
         (self.state / "release").write_text(release)
         for command in COMMANDS:
             binary = binaries / command
-            binary.write_text(
-                f'#!/bin/sh\nexec {sys.executable} -S {FAKESLURM} {command} "$@"\n'
-            )
+            binary.write_text(f'#!/bin/sh\nexec {sys.executable} -S {FAKESLURM} {command} "$@"\n')
             binary.chmod(0o755)
         self.commands = Commands(
             env={

@@ -1,9 +1,10 @@
+# ruff: noqa: T201 - it acts as commands, which print
 """A small Slurm for the contract tests: the commands that hpcserve uses, with state on disk.
 
 `python fakeslurm.py COMMAND ARGUMENT...` acts as that command; its folder is `$FAKESLURM_DIR`. It
-prints what real Slurm printed when it was captured (tests/data/slurm), in the dialect of the release
-in the file `release`; jobs are real processes. Four nodes with two GPUs each; whole nodes are given
-out. Time moves whenever a command is called. A minute is MINUTE_S seconds here.
+prints what real Slurm printed when it was captured (tests/data/slurm), in the dialect of the
+release in the file `release`; jobs are real processes. Four nodes with two GPUs each; whole nodes
+are given out. Time moves whenever a command is called. A minute is MINUTE_S seconds here.
 """
 
 import argparse
@@ -99,7 +100,9 @@ def signal_group(job: Job, number: signal.Signals) -> None:
 
 
 def place(job: Job, jobs: dict[str, Job], now: float) -> None:
-    held = {node for other in jobs.values() if other["state"] == "RUNNING" for node in other["nodes"]}
+    held = {
+        node for other in jobs.values() if other["state"] == "RUNNING" for node in other["nodes"]
+    }
     free = [node for node in NODES if node not in held][: job["nodes_n"]]
     if len(free) == job["nodes_n"]:
         job.update(state="RUNNING", nodes=free, start=now, reason="None")
@@ -155,7 +158,9 @@ def sbatch(arguments: list[str]) -> None:
     parser.add_argument("script", nargs="?")
     options = parser.parse_args(arguments)
     script = Path(options.script).read_text() if options.script else sys.stdin.read()
-    asked: dict[str, str] = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE))
+    asked: dict[str, str] = dict(
+        re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE)
+    )
     gres = asked.get("gres", "gpu:0").split(":")
     partition = asked.get("partition", "gpu")
     refusal = ""
@@ -164,11 +169,15 @@ def sbatch(arguments: list[str]) -> None:
     elif int(asked["time"]) > MAX_MINUTES:
         refusal = "Requested time limit is invalid (missing or exceeds some limit)"
     elif int(asked["nodes"]) > len(NODES):
-        refusal = "Node count specification invalid"
+        refusal = "More processors requested than permitted"
     elif int(gres[-1]) > GPUS or (len(gres) == 3 and gres[1] != "h100"):
         refusal = "Requested node configuration is not available"
     if refusal and options.test_only:
         fail(f"allocation failure: {refusal}")
+    if refusal.startswith("Requested node"):
+        now = time.time()
+        bad: dict[str, Any] = {"state": "FAILED", "reason": "BadConstraints", "status": 1}
+        add(asked, partition, script, gres, start=now, end=now, **bad)
     if refusal:
         first = [f"sbatch: error: invalid partition specified: {partition}"]
         last = f"sbatch: error: Batch job submission failed: {refusal}"
@@ -183,6 +192,13 @@ def sbatch(arguments: list[str]) -> None:
         )
         return
     assert "no-requeue" in asked
+    print(add(asked, partition, script, gres))
+
+
+def add(
+    asked: dict[str, str], partition: str, script: str, gres: list[str], **refused: object
+) -> str:
+    """Write down a new job; return its id."""
     with the_jobs() as jobs:
         job_id = str(len(jobs) + 1)
         job = {
@@ -206,11 +222,12 @@ def sbatch(arguments: list[str]) -> None:
             "warned": False,
             "why": None,
             "status": 0,
+            **refused,
         }
         (HERE / f"{job_id}.sh").write_text(script)
         (HERE / f"{job_id}.job").write_text(json.dumps(job))
         jobs[job_id] = job
-    print(job_id)
+    return job_id
 
 
 def squeue(arguments: list[str]) -> None:

@@ -233,7 +233,9 @@ class ClusterContract:
         assert isinstance(answer, Refused)
         assert answer.message
         assert "\n" not in answer.message
-        assert spec.token not in (await cluster.jobs()).jobs
+        # Slurm keeps a record of some of the jobs that it refused
+        view = (await cluster.jobs()).jobs.get(spec.token)
+        assert view is None or view.end_reason is EndReason.REJECTED
 
     async def test_the_time_limit_warns_and_then_ends_the_job(self, site: Site) -> None:
         cluster = site.cluster()
@@ -335,9 +337,7 @@ class SlurmContract(ClusterContract):
         for spec in specs:
             await gone(cluster, spec, site.start_s)
 
-    async def test_nothing_is_concluded_while_the_controller_is_away(
-        self, site: SlurmSite
-    ) -> None:
+    async def test_nothing_is_concluded_while_the_controller_is_away(self, site: SlurmSite) -> None:
         cluster, spec = site.cluster(), site.spec()
         job_id = await submitted(cluster, spec)
         await ran(spec, site.start_s)
@@ -373,15 +373,15 @@ class SlurmContract(ClusterContract):
 
     async def test_slurms_refusals_are_told_apart(self, site: SlurmSite) -> None:
         cluster = site.cluster()
-        for refused, word in (
-            (site.spec(partition="nowhere"), "partition"),
-            (site.spec(time_limit_s=40 * 86_400), "time limit"),
-            (site.spec(nodes=99), "ode"),
-            (site.spec(gpu_type="abacus"), "ode"),
+        for refused, words in (
+            (site.spec(partition="nowhere"), "Invalid partition name"),
+            (site.spec(time_limit_s=40 * 86_400), "time limit is invalid"),
+            (site.spec(nodes=99), "More processors requested than permitted"),
+            (site.spec(gpu_type="abacus"), "node configuration is not available"),
         ):
             answer = await cluster.submit(refused)
             assert isinstance(answer, Refused), refused
-            assert word in answer.message
+            assert words in answer.message
 
     async def test_slurm_may_shorten_a_job_to_its_least_time(self, site: SlurmSite) -> None:
         spec = replace(site.spec(), time_min_s=61)
@@ -400,8 +400,8 @@ async def _again(ask: Callable[[], Any]) -> Any:
         try:
             return await ask()
         except BackendError as error:
-            assert error.retryable
-            assert time.monotonic() < deadline, error
+            if not error.retryable or time.monotonic() > deadline:
+                raise
             await asyncio.sleep(POLL_S)
 
 

@@ -51,7 +51,7 @@ async def test_pyslurm_that_matches_is_preferred(site: FakeSite) -> None:
 
 async def test_pyslurm_of_another_release_is_refused_when_asked_for(site: FakeSite) -> None:
     (site.state / "release").write_text("24.11.5")
-    with pytest.raises(BackendError, match="belongs to Slurm 25.11 and this site runs 24.11.5"):
+    with pytest.raises(BackendError, match=r"belongs to Slurm 25\.11 and this site runs 24\.11\.5"):
         await choose("pyslurm", parts(site, pyslurm_module=STAND_IN))
     choice = await choose("auto", parts(site, pyslurm_module=STAND_IN))
     assert choice.cluster.description == "Slurm 24.11.5 (commands)"

@@ -1,4 +1,4 @@
-"""The cluster contract by Slurm's commands, in the dialects of the oldest and the newest release."""
+"""The cluster contract by Slurm's commands, in the dialects of the oldest and newest release."""
 
 import time
 from pathlib import Path
@@ -22,7 +22,7 @@ class TestCommands(SlurmContract):
         site.commands.timeout_s = 0.5
         cluster = site.cluster()
         began = time.monotonic()
-        with pytest.raises(BackendError, match="squeue gave no answer within 0.5 s") as caught:
+        with pytest.raises(BackendError, match=r"squeue gave no answer within 0\.5 s") as caught:
             await cluster.jobs()
         assert caught.value.retryable
         assert time.monotonic() - began < 5

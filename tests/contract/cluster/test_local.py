@@ -94,7 +94,11 @@ class TestLocal(ClusterContract):
         monkeypatch.setattr("hpcserve.slurm.local.LISTED_S", 0.0)
         cluster, spec = site.cluster(), site.spec({"exit": 3})
         job_id = await submitted(cluster, spec)
-        while (view := (await cluster.accounted({spec.token: job_id}))[spec.token]).end_reason is None:
+        await ran(spec, site.start_s)
+        for _ in range(100):
+            view = (await cluster.accounted({spec.token: job_id}))[spec.token]
+            if view.phase is JobPhase.GONE:
+                break
             await asyncio.sleep(0.05)
         assert view.end_reason is EndReason.CRASHED
         assert (await cluster.jobs()).jobs == {}

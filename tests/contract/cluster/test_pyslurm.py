@@ -25,9 +25,7 @@ class PySlurmSite(FakeSite):
         self.readers: list[PySlurm] = []
 
     def reader(self, site: str) -> JobsReader:
-        self.readers.append(
-            PySlurm(commands=self.commands, tag=Tag(site), module=STAND_IN)
-        )
+        self.readers.append(PySlurm(commands=self.commands, tag=Tag(site), module=STAND_IN))
         return self.readers[-1]
 
     def loads(self) -> int:
