@@ -40,7 +40,7 @@ def explain_failure(log: str) -> str:
     if len(cause) > CAUSE_CHARACTERS:
         cause = cause[: CAUSE_CHARACTERS - 1].rstrip() + "…"
     hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, cause)), None)
-    return f"{cause}: {hint}" if hint else cause
+    return f"{cause.rstrip('.')}; {hint}" if hint else cause.rstrip(".")
 
 
 def describe_exit(exit_code: int) -> str:
