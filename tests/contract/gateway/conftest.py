@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from hpcserve.config.tree import Gateway as GatewaySettings
 from hpcserve.domain.credentials import engine_key
@@ -327,6 +328,11 @@ async def running_site(
 
 async def _close(server: asyncio.Server) -> None:
     server.close()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run on the loop that serves in production; its transports are no subclasses of asyncio's."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
