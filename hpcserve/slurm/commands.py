@@ -2,7 +2,8 @@
 
 A command that does not answer in time is killed with everything that it started. Its environment
 is what was handed in, less our own settings and less Slurm variables that would change what
-commands print or ask for (hpcserve itself may run inside a job).
+commands print or ask for: hpcserve itself may run inside a job, and `SBATCH_*` would win over the
+batch script.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from dataclasses import dataclass
 from hpcserve.errors import BackendError
 
 #: of the environment handed in, these do not reach the commands and the jobs
-_DROPPED = ("HPCSERVE_", "SLURM_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
+_DROPPED = (
+    "HPCSERVE_",
+    "SLURM_",
+    "SBATCH_",
+    "SQUEUE_",
+    "SINFO_",
+    "SACCT_",
+    "SCANCEL_",
+    "SCONTROL_",
+)
 _KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
 
 #: what clients say when the controller or the authentication is away, 22.05 to 26.05

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from hpcserve.errors import BackendError
 from hpcserve.slurm.process import ProcessId
 
 #: what the supervisor runs, in the job's folder
@@ -57,17 +58,29 @@ def save(record: LocalRecord, folder: Path) -> None:
 
 
 def load(folder: Path) -> LocalRecord | None:
-    """Read the record; None when there is none (the submission never got so far)."""
+    """Read the record; None when there is none (the submission never got so far).
+
+    Raises:
+        BackendError: the file is not a record of this release.
+
+    """
+    path = folder / _FILE
     try:
-        fields = json.loads((folder / _FILE).read_text())
+        fields = json.loads(path.read_text())
+        return LocalRecord(
+            **{
+                **fields,
+                "process": ProcessId(**fields["process"]),
+                "gpus": tuple(fields["gpus"]),
+                "started_at": datetime.fromisoformat(fields["started_at"]),
+                "ends_at": datetime.fromisoformat(fields["ends_at"]),
+            }
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return LocalRecord(
-        **{
-            **fields,
-            "process": ProcessId(**fields["process"]),
-            "gpus": tuple(fields["gpus"]),
-            "started_at": datetime.fromisoformat(fields["started_at"]),
-            "ends_at": datetime.fromisoformat(fields["ends_at"]),
-        }
-    )
+    except (ValueError, TypeError, KeyError) as error:
+        raise BackendError(
+            f"{path} cannot be read as the record of a job ({error}); end the job by hand and"
+            f" remove {folder}",
+            retryable=False,
+        ) from error

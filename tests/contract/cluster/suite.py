@@ -259,7 +259,13 @@ class ClusterContract:
                 holders.add(path.resolve())
         assert {path.name for path in holders} == {"order.pkl"}
         assert {stat.S_IMODE(path.stat().st_mode) for path in holders} == {0o600}
-        assert not any(secret in cluster.script(spec) for secret in SECRETS.values())
+
+    async def test_the_script_shown_is_the_script_run(self, site: Site) -> None:
+        cluster, spec = site.cluster(), site.spec({"exit": 0})
+        shown = cluster.script(spec)
+        await submitted(cluster, spec)
+        assert (site.folder / "jobs" / spec.token / "submission.sh").read_text() == shown
+        await gone(cluster, spec, site.start_s)
 
     async def test_partitions_count_idle_gpus(self, site: Site) -> None:
         cluster = site.cluster()

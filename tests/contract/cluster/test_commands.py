@@ -45,6 +45,7 @@ async def test_commands_get_only_the_environment_that_is_meant_for_them() -> Non
         "PATH": "/usr/bin:/bin",
         "SLURM_CONF": "/etc/slurm.conf",
         "SLURM_JOB_ID": "7",
+        "SBATCH_PARTITION": "elsewhere",
         "SQUEUE_FORMAT": "%i",
         "HPCSERVE_DATABASE_URL": "postgresql://user:password@host/db",
     }
@@ -52,4 +53,5 @@ async def test_commands_get_only_the_environment_that_is_meant_for_them() -> Non
     assert set(answer.out.splitlines()) >= {"SLURM_CONF=/etc/slurm.conf", "TZ=UTC"}
     assert "password" not in answer.out
     assert "SLURM_JOB_ID" not in answer.out
+    assert "SBATCH_PARTITION" not in answer.out
     assert "SQUEUE_FORMAT" not in answer.out

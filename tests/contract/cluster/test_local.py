@@ -76,6 +76,13 @@ class TestLocal(ClusterContract):
         # and it is left alone
         await site.cluster().cancel([str(os.getpid())])
 
+    async def test_a_record_that_cannot_be_read_is_named(self, site: LocalSite) -> None:
+        folder = site.folder / "jobs" / "inst-1"
+        folder.mkdir(parents=True)
+        (folder / "local.json").write_text("{}")
+        with pytest.raises(BackendError, match=r"inst-1/local\.json cannot be read"):
+            await site.cluster().jobs()
+
     async def test_busy_gpus_are_to_be_tried_again(self, site: LocalSite) -> None:
         cluster = site.cluster()
         first, second = site.spec(), site.spec()
