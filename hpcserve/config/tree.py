@@ -96,6 +96,18 @@ class Scaling:
     #: a successor is submitted so long before a wanted instance's time limit, s, but not before
     #: three quarters of it have passed
     handover_s: float = 900.0
+    #: GPUs that instances of all models hold or wait for; 0: only the scheduler limits them
+    gpus_max: int = 0
+    #: from request to READY, until it has been measured, s; queue wait and load
+    ready_first_s: float = 600.0
+    #: part of an instance's slots that chat may fill, until arrivals have been measured: Theta
+    theta_first: float = 0.34
+    #: batch requests that one instance finishes in a second, until it has been measured
+    batch_rate_first: float = 1.0
+    #: batch work is planned to need no more than this part of the time that is left
+    batch_slack_ratio: float = 0.7
+    #: longest time limit of an opportunistic batch instance, s: idle GPUs last minutes to hours
+    opportunistic_s: int = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,8 +151,16 @@ class Actor:
             state_dir=self._state_dir,
             secret=self._secret,
             config=self._config,
+            time_limit_s=submit.time_limit_s,
         )
-        spec = place(model, submit.role, order, self._config.slurm)
+        spec = place(
+            model,
+            submit.role,
+            order,
+            self._config.slurm,
+            time_limit_s=submit.time_limit_s,
+            time_min_s=submit.time_min_s,
+        )
         now = self._clock.now()
         intent = Instance(
             id=instance_id,
@@ -216,6 +224,7 @@ def order_for(
     state_dir: Path,
     secret: bytes,
     config: Config,
+    time_limit_s: int | None = None,
 ) -> AgentOrder:
     """Return what the agent of this instance must know."""
     return AgentOrder(
@@ -230,7 +239,7 @@ def order_for(
         settings={
             "agent": asdict(config.agent),
             "engine": asdict(config.engine),
-            "time_limit_s": model.time_limit_s,
+            "time_limit_s": time_limit_s or model.time_limit_s,
             "notice_s": config.slurm.notice_s,
         },
     )

@@ -94,6 +94,7 @@ class Observer:
             demand={demand.model: demand for demand in tx.demand.read(now - memory)},
             backlog=tx.batches.backlog(),
             forgiven_at=tx.events.last(FORGIVEN),
+            opportunistic_partition=self._config.slurm.opportunistic_partition,
         )
 
     async def _ask(self) -> JobsView | None:

@@ -47,3 +47,5 @@ class Fleet:
     backlog: tuple[Backlog, ...]
     #: operator's resets of a model's back-off, by model
     forgiven_at: Mapping[str, datetime]
+    #: where BATCH instances go; empty: there is no preemptible partition
+    opportunistic_partition: str = ""

@@ -16,6 +16,10 @@ class Submit:
     model: str
     role: Role
     reason: str
+    #: in place of the catalog's; ends are staggered and backfill holes filled by it
+    time_limit_s: int | None = None
+    #: the scheduler may shorten the limit down to this; None forbids it
+    time_min_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

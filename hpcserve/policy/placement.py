@@ -8,12 +8,21 @@ from hpcserve.domain.job import AgentOrder, JobSpec
 from hpcserve.domain.model import Model
 
 
-def place(model: Model, role: Role, order: AgentOrder, settings: Slurm) -> JobSpec:
+def place(
+    model: Model,
+    role: Role,
+    order: AgentOrder,
+    settings: Slurm,
+    *,
+    time_limit_s: int | None = None,
+    time_min_s: int | None = None,
+) -> JobSpec:
     """Return the job for an instance of *model*.
 
     The catalog's partition, QOS and account win over the site's; batch instances go to the
-    opportunistic partition where there is one.
+    opportunistic partition where there is one. A time limit given here wins over the catalog's.
     """
+    limit_s = time_limit_s or model.time_limit_s
     site_partition = (
         settings.opportunistic_partition or settings.partition
         if role is Role.BATCH
@@ -30,8 +39,8 @@ def place(model: Model, role: Role, order: AgentOrder, settings: Slurm) -> JobSp
         gpu_type=model.gpu_type,
         cpus_per_node=model.cpus_per_node,
         memory_gib_per_node=model.memory_gib_per_node,
-        time_limit_s=model.time_limit_s,
-        time_min_s=None,
-        notice_s=min(settings.notice_s, model.time_limit_s // 2),
+        time_limit_s=limit_s,
+        time_min_s=time_min_s,
+        notice_s=min(settings.notice_s, limit_s // 2),
         order=order,
     )

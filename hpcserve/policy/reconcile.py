@@ -6,7 +6,10 @@ In this order:
    runs, one that never registered, and a stop that had no effect are ended.
 2. *Orphans*: a job whose instance has ENDED in the ledger is cancelled.
 3. *Scale*: too few that count towards a target: submit, unless back-off or the scheduler's silence
-   forbids. Too many: first stop what does not serve yet, then drain what is idle for long enough.
+   forbids. Too many: first stop what does not serve yet, then drain what is idle for long enough
+   (or, where the policy has waited itself, what ends first). One near its time limit is drained
+   as soon as enough others serve.
+4. *Budget*: no submission takes the GPUs held and waited for beyond `[scaling] gpus_max`.
 
 Nothing destructive follows from missing evidence: without an answer of the scheduler only the watch
 over agents runs, and it too holds still while nobody listens to them.
@@ -14,18 +17,20 @@ over agents runs, and it too holds still while nobody listens to them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from hpcserve.config import Controller, Scaling
 from hpcserve.domain.fleet import Fleet
-from hpcserve.domain.instance import STARTING, Instance, InstanceEvent, InstanceState
+from hpcserve.domain.instance import STARTING, Instance, InstanceEvent, InstanceState, Role
 from hpcserve.domain.job import EndReason, JobPhase
 from hpcserve.domain.model import Model
 from hpcserve.domain.plan import Action, Cancel, Drain, Plan, Record, Stop, Submit
 from hpcserve.policy.backoff import verdict
 from hpcserve.policy.scaling.target import Target
 
+#: staggered time limits come in so many lengths
+_STAGGERS = 4
 _LEAVING = (InstanceState.DRAINING, InstanceState.STOPPING)
 
 
@@ -47,10 +52,11 @@ def reconcile(
         return tuple(actions)
     actions.extend(_orphans(fleet))
     touched = {a.instance.id for a in actions if isinstance(a, Stop | Drain | Record)}
+    counting = _counting(fleet, touched)
     for target in targets:
-        mine = _counting(target, fleet, touched)
+        mine = counting.get((target.model, target.role), ())
         actions.extend(_scale(target, mine, fleet, controller=controller, scaling=scaling, now=now))
-    return tuple(actions)
+    return _within_budget(actions, fleet, scaling)
 
 
 def _watch(instance: Instance, fleet: Fleet, settings: Controller, now: datetime) -> Action | None:
@@ -152,16 +158,29 @@ def _orphans(fleet: Fleet) -> list[Action]:
     ]
 
 
-def _counting(target: Target, fleet: Fleet, touched: set[str]) -> list[Instance]:
-    """Return the instances that are there for *target* and not on their way out."""
-    return [
-        instance
-        for instance in fleet.instances
-        if instance.model == target.model
-        and instance.role is target.role
-        and instance.state not in _LEAVING
-        and instance.id not in touched
-    ]
+def _counting(fleet: Fleet, touched: set[str]) -> Mapping[tuple[str, Role], Sequence[Instance]]:
+    """Return the instances that are not on their way out, by what they count towards."""
+    counting: dict[tuple[str, Role], list[Instance]] = {}
+    for instance in fleet.instances:
+        if instance.state not in _LEAVING and instance.id not in touched:
+            counting.setdefault((instance.model, instance.role), []).append(instance)
+    return counting
+
+
+def _within_budget(actions: Sequence[Action], fleet: Fleet, scaling: Scaling) -> Plan:
+    """Leave submissions out that would take more GPUs than the site's own cap."""
+    if not scaling.gpus_max:
+        return tuple(actions)
+    left = scaling.gpus_max - sum(instance.gpus for instance in fleet.instances)
+    kept: list[Action] = []
+    for action in actions:
+        if isinstance(action, Submit):
+            model = fleet.models[action.model]
+            left -= model.nodes * model.gpus_per_node
+            if left < 0:
+                continue
+        kept.append(action)
+    return tuple(kept)
 
 
 def _scale(
@@ -173,35 +192,73 @@ def _scale(
     scaling: Scaling,
     now: datetime,
 ) -> list[Action]:
+    lead_s = scaling.handover_s if target.lead_s is None else target.lead_s
+    leaving = {i.id for i in mine if _must_be_succeeded(i, lead_s, now)}
     lasting = [
         instance
         for instance in mine
-        if instance.state is not InstanceState.UNREACHABLE
-        and not _must_be_succeeded(instance, scaling, now)
+        if instance.state is not InstanceState.UNREACHABLE and instance.id not in leaving
     ]
     missing = target.count - len(lasting)
+    actions = _retire([i for i in mine if i.id in leaving], lasting, target)
     if missing > 0:
         may = verdict(target.model, fleet, controller, now)
         if may.given_up or may.retry_at is not None:
-            return []
+            return actions
         reason = target.reason
         if len(mine) > len(lasting):
             reason += "; it succeeds one that is near its time limit or unreachable"
         # after a fault one at a time, until one of them serves
         tries = 1 if may.faults else missing
         if may.faults and any(i.state in STARTING for i in lasting):
-            return []
-        return [Submit(model=target.model, role=target.role, reason=reason)] * tries
+            return actions
+        limits = _limits(target, fleet.models[target.model], len(lasting), tries)
+        actions.extend(
+            Submit(
+                model=target.model,
+                role=target.role,
+                reason=reason,
+                time_limit_s=limit_s,
+                time_min_s=target.time_min_s,
+            )
+            for limit_s in limits
+        )
     if missing < 0:
-        return _shrink(-missing, lasting, target, fleet.models[target.model], now)
-    return []
+        actions.extend(_shrink(-missing, lasting, target, fleet.models[target.model], now))
+    return actions
 
 
-def _must_be_succeeded(instance: Instance, scaling: Scaling, now: datetime) -> bool:
+def _must_be_succeeded(instance: Instance, lead_s: float, now: datetime) -> bool:
     if instance.ends_at is None:
         return False
-    before_s = min(scaling.handover_s, instance.time_limit_s / 4)
+    before_s = min(lead_s, instance.time_limit_s / 4)
     return instance.ends_at - now <= timedelta(seconds=before_s)
+
+
+def _retire(
+    leaving: Sequence[Instance], lasting: Sequence[Instance], target: Target
+) -> list[Action]:
+    """Drain those near their time limit that enough others serve in place of."""
+    serving = sum(1 for i in lasting if i.state is InstanceState.READY)
+    if serving < target.count:
+        return []
+    return [
+        Drain(
+            instance=instance,
+            ending=EndReason.DRAINED,
+            reason=f"its time limit is near, and {serving} others serve",
+        )
+        for instance in leaving
+        if instance.state is InstanceState.READY
+    ]
+
+
+def _limits(target: Target, model: Model, first: int, count: int) -> Sequence[int | None]:
+    """Return the time limits to ask for; staggered ones are up to a quarter shorter."""
+    if not target.staggered:
+        return (target.time_limit_s,) * count
+    whole_s = target.time_limit_s or model.time_limit_s
+    return [whole_s - (first + n) % _STAGGERS * whole_s // (4 * _STAGGERS) for n in range(count)]
 
 
 def _shrink(
@@ -210,7 +267,7 @@ def _shrink(
     """Give up the youngest that do not serve yet, then drain the longest idle."""
     actions: list[Action] = []
     starting = [i for i in reversed(instances) if i.state in STARTING]
-    patience = timedelta(seconds=model.idle_release_s)
+    patience = timedelta(seconds=0 if target.release_now else model.idle_release_s)
     for instance in starting:
         if len(actions) < surplus and now - instance.requested_at >= patience:
             actions.append(
@@ -223,19 +280,26 @@ def _shrink(
     idle = [
         instance
         for instance in instances
-        if instance.state is InstanceState.READY and _idle_since(instance) <= now - patience
+        if instance.state is InstanceState.READY
+        and (target.release_now or _idle_since(instance) <= now - patience)
     ]
-    for instance in sorted(idle, key=_idle_since):
+    for instance in sorted(idle, key=_ends_at if target.release_now else _idle_since):
         if len(actions) < surplus:
             idle_s = (now - _idle_since(instance)).total_seconds()
             actions.append(
                 Drain(
                     instance=instance,
                     ending=EndReason.SCALED_IN,
-                    reason=f"idle for {idle_s:.0f} s, and {target.reason}",
+                    reason=f"not needed any more: {target.reason}"
+                    if target.release_now
+                    else f"idle for {idle_s:.0f} s, and {target.reason}",
                 )
             )
     return actions
+
+
+def _ends_at(instance: Instance) -> datetime:
+    return instance.ends_at or instance.requested_at + timedelta(seconds=instance.time_limit_s)
 
 
 def _idle_since(instance: Instance) -> datetime:

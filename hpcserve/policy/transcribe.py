@@ -39,23 +39,13 @@ def transcribe(
             if job is None
             else _seen(instance, job, now)
         )
-        if after != instance:
+        if after is not instance and after != instance:
             records.append(Record(instance=after, transitions=transitions))
     return tuple(records)
 
 
 def _seen(instance: Instance, job: JobView, now: datetime) -> Step:
-    known = replace(
-        instance,
-        job_id=job.job_id,
-        job_state=job.state,
-        job_reason=job.reason,
-        partition=job.partition or instance.partition,
-        nodes=job.nodes or instance.nodes,
-        job_missing_at=None,
-        expected_start_at=job.start_at if job.phase is JobPhase.PENDING else None,
-        ends_at=job.end_at or instance.ends_at,
-    )
+    known = _renewed(instance, job)
     where = f"job {job.job_id} on {job.partition or 'this machine'}"
     match job.phase:
         case JobPhase.PENDING:
@@ -94,6 +84,24 @@ def _seen(instance: Instance, job: JobView, now: datetime) -> Step:
                     ended_at=now,
                 )
             )
+
+
+def _renewed(instance: Instance, job: JobView) -> Instance:
+    """Return the instance with the scheduler's words, itself when they are the same."""
+    words: dict[str, object] = {
+        "job_id": job.job_id,
+        "job_state": job.state,
+        "job_reason": job.reason,
+        "partition": job.partition or instance.partition,
+        "nodes": job.nodes or instance.nodes,
+        "job_missing_at": None,
+        "expected_start_at": job.start_at if job.phase is JobPhase.PENDING else None,
+        "ends_at": job.end_at or instance.ends_at,
+    }
+    # most jobs say nothing new, and a fleet may have ten thousand
+    if all(getattr(instance, name) == word for name, word in words.items()):
+        return instance
+    return replace(instance, **words)  # type: ignore[arg-type]  # fields by name
 
 
 def _missing(instance: Instance, asked_at: datetime, settings: Controller, now: datetime) -> Step:

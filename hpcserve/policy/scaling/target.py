@@ -18,6 +18,15 @@ class Target:
     role: Role
     count: int
     reason: str
+    #: a successor is asked for so long before an end, s; None: `[scaling] handover_s`
+    lead_s: float | None = None
+    #: surplus is released at once, busy or not: the policy has waited long enough itself
+    release_now: bool = False
+    #: time limit of new ones, and what the scheduler may shorten it to; None: the catalog's
+    time_limit_s: int | None = None
+    time_min_s: int | None = None
+    #: limits of those asked for together differ, so that they do not all end together
+    staggered: bool = False
 
 
 class Scaler(Protocol):
