@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class LocalCluster:
 
     async def cancel(self, job_ids: Sequence[str]) -> None:
         """Send TERM to the supervisors, which end their jobs; KILL follows from them."""
-        for _, record in await asyncio.to_thread(list, self._records()):
+        for _, record in await self._records():
             if record.job_id in job_ids and record.is_alive:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(record.process.pid, signal.SIGTERM)
@@ -91,7 +91,7 @@ class LocalCluster:
         now = self._clock.now()
         listed_from = now - timedelta(seconds=LISTED_S)
         jobs: dict[str, JobView] = {}
-        for folder, record in await asyncio.to_thread(list, self._records()):
+        for folder, record in await self._records():
             view = self._view(record)
             if view is None:
                 continue
@@ -113,7 +113,7 @@ class LocalCluster:
 
     async def partitions(self) -> tuple[Partition, ...]:
         """Return this machine as the one partition."""
-        running = [r for _, r in await asyncio.to_thread(list, self._records()) if r.is_alive]
+        running = [r for _, r in await self._records() if r.is_alive]
         return (
             Partition(
                 name=NAME,
@@ -137,7 +137,7 @@ class LocalCluster:
         return self._clock.now() if fits else None
 
     async def _start(self, spec: JobSpec) -> str:
-        records = await asyncio.to_thread(list, self._records())
+        records = await self._records()
         taken = {gpu for _, record in records if record.is_alive for gpu in record.gpus}
         free = [gpu for gpu in range(self._gpus) if gpu not in taken][: spec.gpus_per_node]
         if len(free) < spec.gpus_per_node:
@@ -167,16 +167,24 @@ class LocalCluster:
             )
         return record.job_id
 
-    def _records(self) -> Iterator[tuple[Path, LocalRecord]]:
-        """Read the records of jobs that run or ended lately."""
+    async def _records(self) -> list[tuple[Path, LocalRecord]]:
+        """Read the records of jobs that run or ended lately, off the loop."""
+        try:
+            return await asyncio.to_thread(self._read)
+        except OSError as error:
+            raise BackendError(
+                f"the records of local jobs in {self._submission.jobs_dir} cannot be read"
+                f" ({error.strerror}); nothing is concluded about any job",
+                retryable=True,
+            ) from error
+
+    def _read(self) -> list[tuple[Path, LocalRecord]]:
         try:
             folders = sorted(self._submission.jobs_dir.iterdir())
         except FileNotFoundError:
-            return
-        for folder in folders:
-            record = None if folder.name in self._past else load(folder)
-            if record is not None:
-                yield folder, record
+            return []
+        known = ((folder, load(folder)) for folder in folders if folder.name not in self._past)
+        return [(folder, record) for folder, record in known if record is not None]
 
     def _view(self, record: LocalRecord) -> JobView | None:
         token = self._submission.tag.token(record.comment)

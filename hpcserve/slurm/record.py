@@ -61,7 +61,7 @@ def load(folder: Path) -> LocalRecord | None:
     """Read the record; None when there is none (the submission never got so far).
 
     Raises:
-        BackendError: the file is not a record of this release.
+        BackendError: it cannot be read now (retryable), or is not a record of this release.
 
     """
     path = folder / _FILE
@@ -78,6 +78,11 @@ def load(folder: Path) -> LocalRecord | None:
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise BackendError(
+            f"{path} cannot be read ({error.strerror}); nothing is concluded about its job",
+            retryable=True,
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise BackendError(
             f"{path} cannot be read as the record of a job ({error}); end the job by hand and"

@@ -83,6 +83,14 @@ class TestLocal(ClusterContract):
         with pytest.raises(BackendError, match=r"inst-1/local\.json cannot be read"):
             await site.cluster().jobs()
 
+    async def test_a_folder_that_cannot_be_read_or_written_is_named(self, site: LocalSite) -> None:
+        spec = site.spec()
+        (site.folder / "jobs").write_text("in the way")
+        with pytest.raises(BackendError, match=r"records of local jobs in .*/jobs cannot be read"):
+            await site.cluster().submit(spec)
+        with pytest.raises(BackendError, match=r"cannot be written to .*/jobs/inst-"):
+            site.submission("test").write(spec, "")
+
     async def test_busy_gpus_are_to_be_tried_again(self, site: LocalSite) -> None:
         cluster = site.cluster()
         first, second = site.spec(), site.spec()
