@@ -1,11 +1,17 @@
-"""What differs between SQLite and PostgreSQL; one file each fulfils it, all else is common."""
+"""What differs between SQLite and PostgreSQL; one file each fulfils it, all else is common.
+
+Lines that a statement names come as a MATERIALIZED CTE that holds their whole key, the batch too.
+It is a fence: from it a planner has one way only, to each line by its key. A planner that may see
+`batch_seq = 7` beside it takes a batch for a few lines and reads it from end to end, since no
+statistics can know of a batch that came a second ago.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import BindParameter, Column, ColumnElement, Connection, FromClause, Table
+from sqlalchemy import CTE, BindParameter, Column, ColumnElement, Connection, Table
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.exc import DBAPIError
@@ -28,6 +34,13 @@ class Dialect(Protocol):
         """Return an INSERT that knows ON CONFLICT."""
         ...
 
+    def named(self, batch_seq: BindParameter[int]) -> CTE:
+        """Return the numbers of the parameter `numbers` as lines of a batch.
+
+        Its columns: `batch_seq, line_no`.
+        """
+        ...
+
     def among(self, column: Column[int]) -> ColumnElement[bool]:
         """Return the condition that *column* is among the numbers of the parameter `numbers`."""
         ...
@@ -36,7 +49,7 @@ class Dialect(Protocol):
         """Return the parameter `numbers`: one value, however many there are."""
         ...
 
-    def outcomes(self, batch_seq: BindParameter[int]) -> FromClause:
+    def outcomes(self, batch_seq: BindParameter[int]) -> CTE:
         """Return the outcomes of lines as a table.
 
         Its columns: `batch_seq, line_no, state, segment, result_offset, result_length`; its

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import (
+    CTE,
     URL,
     BigInteger,
     BindParameter,
@@ -19,7 +20,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    FromClause,
     Integer,
     Table,
     Text,
@@ -66,6 +66,9 @@ def connect(url: URL) -> Engine:
             "tcp_user_timeout": 2 * LOCK_WAIT_S * 1000,
             "options": (
                 "-c synchronous_commit=on"
+                # lines are read in the order of their key and up to a limit; a bitmap would first
+                # collect all of a batch, and wins only where statistics are older than the batch
+                " -c enable_bitmapscan=off"
                 f" -c lock_timeout={LOCK_WAIT_S}s"
                 f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_S}s"
             ),
@@ -81,6 +84,12 @@ class Postgres(Dialect):
         return insert(table)
 
     @override
+    def named(self, batch_seq: BindParameter[int]) -> CTE:
+        numbers = func.unnest(bindparam("numbers", type_=ARRAY(Integer)))
+        listed = select(batch_seq.label("batch_seq"), numbers.label("line_no"))
+        return listed.cte("named").prefix_with("MATERIALIZED")
+
+    @override
     def among(self, column: Column[int]) -> ColumnElement[bool]:
         return column == func.any(bindparam("numbers", type_=ARRAY(Integer)))
 
@@ -89,7 +98,7 @@ class Postgres(Dialect):
         return list(numbers)
 
     @override
-    def outcomes(self, batch_seq: BindParameter[int]) -> FromClause:
+    def outcomes(self, batch_seq: BindParameter[int]) -> CTE:
         listed = (
             func.unnest(
                 bindparam("line_nos", type_=ARRAY(Integer)),
@@ -107,7 +116,9 @@ class Postgres(Dialect):
             )
             .render_derived(name="listed")
         )
-        return select(batch_seq.label("batch_seq"), listed).subquery("outcomes")
+        return (
+            select(batch_seq.label("batch_seq"), listed).cte("outcomes").prefix_with("MATERIALIZED")
+        )
 
     @override
     def outcome_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     URL,
     BindParameter,
     Column,
     ColumnElement,
     Connection,
     Engine,
-    FromClause,
     Integer,
     Table,
     Text,
@@ -107,6 +107,12 @@ class Sqlite(Dialect):
         return insert(table)
 
     @override
+    def named(self, batch_seq: BindParameter[int]) -> CTE:
+        each = func.json_each(bindparam("numbers", type_=Text)).table_valued("value")
+        listed = select(batch_seq.label("batch_seq"), each.c.value.label("line_no"))
+        return listed.cte("named").prefix_with("MATERIALIZED")
+
+    @override
     def among(self, column: Column[int]) -> ColumnElement[bool]:
         each = func.json_each(bindparam("numbers", type_=Text)).table_valued("value")
         return column.in_(select(each.c.value))
@@ -116,11 +122,9 @@ class Sqlite(Dialect):
         return json.dumps(list(numbers))
 
     @override
-    def outcomes(self, batch_seq: BindParameter[int]) -> FromClause:
+    def outcomes(self, batch_seq: BindParameter[int]) -> CTE:
         each = func.json_each(bindparam("outcomes", type_=Text)).table_valued("value")
         names = ("line_no", "state", "segment", "result_offset", "result_length")
-        # The fence and the batch as one of its columns leave the planner only one way: through the
-        # outcomes to each line by its key. Otherwise it takes a batch for ten lines, and scans it.
         listed = select(
             batch_seq.label("batch_seq"),
             *(

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from sqlalchemy import (
+    CTE,
+    ColumnElement,
     Connection,
     Integer,
     Text,
@@ -53,6 +54,11 @@ _AT = leases.c.expires_at.type
 _HOLDS = leases.c.open_lines > literal_column("0")
 
 
+def _is(keys: CTE) -> ColumnElement[bool]:
+    """Return the condition that a line is one of *keys*."""
+    return and_(lines.c.batch_seq == keys.c.batch_seq, lines.c.line_no == keys.c.line_no)
+
+
 class RequestStatements:
     """The statements of one database."""
 
@@ -62,7 +68,7 @@ class RequestStatements:
         at = bindparam("now", type_=_AT)
         in_batch = lines.c.batch_seq == seq
         held = and_(lines.c.lease_id == lease, lines.c.state == RequestState.LEASED)
-        named = dialect.among(lines.c.line_no)
+        named = _is(dialect.named(seq))
 
         self.lock_counts = (
             select(counts.c.next_line, counts.c.waiting, counts.c.leased)
@@ -77,17 +83,14 @@ class RequestStatements:
         )
         limit = bindparam("limit", type_=Integer)
         again = (
-            select(lines.c.line_no)
+            select(lines.c.batch_seq, lines.c.line_no)
             .where(lines.c.handed_back, in_batch)
             .order_by(lines.c.line_no)
             .limit(limit)
+            .cte("again")
+            .prefix_with("MATERIALIZED")
         )
-        self.choose_again = (
-            select(*where_it_lies)
-            # numbers first, which the partial index alone can give
-            .where(in_batch, lines.c.line_no.in_(again.scalar_subquery()))
-            .order_by(lines.c.line_no)
-        )
+        self.choose_again = select(*where_it_lies).where(_is(again)).order_by(lines.c.line_no)
         self.choose_fresh = (
             select(*where_it_lies)
             .where(
@@ -114,7 +117,7 @@ class RequestStatements:
         )
         self.take = (
             update(lines)
-            .where(in_batch, named, lines.c.state == RequestState.WAITING)
+            .where(named, lines.c.state == RequestState.WAITING)
             .values(state=RequestState.LEASED, handed_back=false(), lease_id=lease)
         )
         self.count_leased = (
@@ -151,11 +154,7 @@ class RequestStatements:
         outcomes = dialect.outcomes(seq)
         self.settle = (
             update(lines)
-            .where(
-                lines.c.batch_seq == outcomes.c.batch_seq,
-                lines.c.line_no == outcomes.c.line_no,
-                held,
-            )
+            .where(_is(outcomes), held)
             .values(
                 state=type_coerce(outcomes.c.state, Text),
                 segment=outcomes.c.segment,
@@ -223,12 +222,13 @@ class RequestStatements:
             .order_by(leases.c.id)
             .with_for_update()
         )
-        self.close = (
-            update(lines)
-            .where(in_batch, lines.c.state.in_(_OPEN))
-            .values(state=bindparam("to", type_=lines.c.state.type), handed_back=false())
-        )
-        self.close_some = self.close.where(named).returning(lines.c.lease_id)
+        to = {
+            lines.c.state: bindparam("to", type_=lines.c.state.type),
+            lines.c.handed_back: false(),
+        }
+        is_open = lines.c.state.in_(_OPEN)
+        self.close = update(lines).where(in_batch, is_open).values(to)
+        self.close_some = update(lines).where(named, is_open).values(to).returning(lines.c.lease_id)
         self.close_leases = (
             update(leases).where(leases.c.batch_seq == seq, _HOLDS).values(open_lines=0)
         )
@@ -262,7 +262,7 @@ class RequestStatements:
         )
         self.inputs = (
             select(lines.c.line_no, lines.c.input_offset, lines.c.input_length)
-            .where(in_batch, named)
+            .where(named)
             .order_by(lines.c.line_no)
         )
 
@@ -417,18 +417,14 @@ class SqlRequests(RequestStore):
         ).one_or_none()
         if lease is None:
             return 0
-        which = {
-            "seq": lease.batch_seq,
-            "lease": lease_id,
-            "first": lease.first_line,
-            "last": lease.last_line,
-        }
+        which = {"seq": lease.batch_seq, "lease": lease_id}
         n: int
         if line_nos is None:
-            n = execute(self._do.release, which).rowcount
+            bounds = {"first": lease.first_line, "last": lease.last_line}
+            n = execute(self._do.release, {**which, **bounds}).rowcount
         else:
-            which["numbers"] = self._dialect.numbers(line_nos)
-            n = execute(self._do.release_some, which).rowcount
+            numbers = self._dialect.numbers(line_nos)
+            n = execute(self._do.release_some, {**which, "numbers": numbers}).rowcount
         if n:
             execute(self._do.shrink_lease, {"lease": lease_id, "n": n})
             execute(self._do.count_handed_back, {"seq": lease.batch_seq, "n": n})
