@@ -21,11 +21,9 @@ from hpcserve.policy.decide import decide
 from hpcserve.policy.scaling.target import Scaler
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.ledger import Leadership, Ledger
+from hpcserve.ports.notes import CONTROLLER
 
 log = logging.getLogger(__name__)
-
-#: the note in which the leader says how the scheduler and the models are
-STATUS = "controller"
 
 
 @final
@@ -116,7 +114,7 @@ class Controller:
             holder=self._holder,
             cluster=self._cluster_description,
         )
-        await self._ledger.transact(lambda tx: tx.notes.put(STATUS, note))
+        await self._ledger.transact(lambda tx: tx.notes.put(CONTROLLER, note))
 
 
 def status_note(

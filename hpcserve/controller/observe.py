@@ -20,14 +20,13 @@ from hpcserve.errors import BackendError
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.cluster import Cluster
 from hpcserve.ports.ledger import Ledger, Tx
+from hpcserve.ports.notes import LISTENING
 
 log = logging.getLogger(__name__)
 
 #: partitions change rarely: asked for at most so often
 PARTITIONS_EVERY = timedelta(seconds=60)
-#: the note in which gateways say since when they have listened without a gap
-LISTENING = "listening"
-#: such a note that is older means that nobody listens; three of the gateways' periods
+#: a gateway's note that is older means that nobody listens; three of the gateways' periods
 LISTENING_MAX_AGE = timedelta(seconds=15)
 #: the event by which an operator resets a model's back-off
 FORGIVEN = "forgiven"

@@ -17,9 +17,8 @@ from hpcserve.errors import RequestError
 from hpcserve.gateway.identity import Identity, identified
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.ledger import Ledger, Tx
+from hpcserve.ports.notes import CONTROLLER
 
-#: the note that the leading controller writes each tick
-CONTROLLER_NOTE = "controller"
 #: ended instances and batches that one answer shows
 SHOWN_MAX = 20
 
@@ -44,7 +43,7 @@ def routes(
 
 
 def _status(tx: Tx, who: Identity, now: datetime, models: Mapping[str, Model]) -> Shown:
-    note = tx.notes.get(CONTROLLER_NOTE) or {}
+    note = tx.notes.get(CONTROLLER) or {}
     verdicts = note.get("models")
     live = tx.instances.live()
     return {
@@ -96,7 +95,7 @@ def _explain(tx: Tx, subject_id: str, who: Identity, models: Mapping[str, Model]
             "story": _story(tx, Subject.BATCH, subject_id),
         }
     if subject_id in models:
-        note = tx.notes.get(CONTROLLER_NOTE) or {}
+        note = tx.notes.get(CONTROLLER) or {}
         verdicts = note.get("models")
         return {
             "subject": Subject.MODEL,

@@ -15,7 +15,6 @@ from hpcserve.batching.leasing import Leasing
 from hpcserve.batching.results import Results
 from hpcserve.batching.segments import Segments
 from hpcserve.batching.settling import Settling
-from hpcserve.controller.observe import LISTENING
 from hpcserve.errors import BackendError, ConfigError
 from hpcserve.gateway import batches, files, keys, operations, status
 from hpcserve.gateway.access_log import AccessLog
@@ -24,6 +23,7 @@ from hpcserve.gateway.control_service import ControlService
 from hpcserve.gateway.dispatch import Dispatch
 from hpcserve.gateway.server import GatewayServer
 from hpcserve.policy.packing.registry import PACKERS, Packer
+from hpcserve.ports.notes import LISTENING
 from hpcserve.wiring.world import World
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,6 @@ def _routers(world: World, wake: Callable[[], None]) -> tuple[APIRouter, ...]:
         files.routes(
             stored,
             block_bytes=settings.read_block_bytes,
-            list_max=settings.list_max,
             server_uid=os.getuid(),
         ),
         batches.routes(

@@ -7,13 +7,14 @@ import pytest
 
 from hpcserve.config import Config
 from hpcserve.controller.act import Actor
-from hpcserve.controller.loop import STATUS, Controller
-from hpcserve.controller.observe import LISTENING, Observer
+from hpcserve.controller.loop import Controller
+from hpcserve.controller.observe import Observer
 from hpcserve.domain.instance import InstanceEvent, InstanceState
 from hpcserve.domain.job import EndReason, JobPhase
 from hpcserve.domain.lifecycle import Subject
 from hpcserve.ledger import open_ledger
 from hpcserve.policy.scaling.demand import DemandScaler
+from hpcserve.ports.notes import CONTROLLER, LISTENING
 from tests.builders import NOW, a_demand, a_model
 from tests.simulation.scripted import Clock, Cluster, Ids, Killed
 
@@ -143,13 +144,13 @@ async def test_an_outage_cancels_nothing_is_reported_and_heals(site):
     for _ in range(20):
         await site.clock.sleep(5)
         await controller.tick()
-    note = await site.ledger.transact(lambda tx: tx.notes.get(STATUS))
+    note = await site.ledger.transact(lambda tx: tx.notes.get(CONTROLLER))
     assert note["scheduler_down_since"]
     assert "Unable to contact" in note["scheduler_message"]
     assert await site.instances() == before
     site.cluster.down = False
     await controller.tick()
-    note = await site.ledger.transact(lambda tx: tx.notes.get(STATUS))
+    note = await site.ledger.transact(lambda tx: tx.notes.get(CONTROLLER))
     assert note["scheduler_down_since"] is None
     assert site.cluster.held == ["1"]
 
@@ -176,7 +177,7 @@ async def test_a_refused_job_backs_off_and_the_model_is_given_up(site):
         await site.clock.sleep(5)
     instances = await site.instances()
     assert [i.end_reason for i in instances] == [EndReason.REJECTED] * 3
-    note = await site.ledger.transact(lambda tx: tx.notes.get(STATUS))
+    note = await site.ledger.transact(lambda tx: tx.notes.get(CONTROLLER))
     assert note["models"]["m"]["given_up"]
     assert "Invalid account" in note["models"]["m"]["reason"]
 
