@@ -229,31 +229,36 @@ class Feeder:
         self._dispatch()
 
     async def _attempt(self, work: _Work) -> Outcome | None:
-        """Return the line's result, or None when this engine cannot give one now."""
-        lease_id = work.lease.id
+        """Return the line's result, or None when it should be tried elsewhere.
+
+        Whether a failure is the request's own is judged after the next reading of the engine: if it
+        died, this never returns, and the attempt is lost with it.
+        """
         backoff = Backoff(
             self._jitter, first_s=self._settings.line_retry_s, max_s=self._settings.retry_max_s
         )
-        for is_last in [False] * self._settings.line_retries + [True]:
+        result: Outcome | None = None
+        for _ in range(1 + self._settings.line_retries):
             try:
-                answer = await self._calls.post(work.lease.route, work.line.body)
+                reply = understand(await self._calls.post(work.lease.route, work.line.body))
             except BackendError as error:
+                result = unanswered(
+                    work.line,
+                    lease_id=work.lease.id,
+                    code="engine_gave_no_answer",
+                    message=error.message,
+                )
                 if not error.retryable:
-                    return unanswered(
-                        work.line, lease_id=lease_id, code="engine_timeout", message=error.message
-                    )
+                    return result
             else:
-                reply = understand(answer)
-                # an engine that is healthy and still fails on it fails on it for good
-                if (
-                    reply.is_success
-                    or reply.blames_request
-                    or (is_last and not reply.excuses_request)
-                ):
-                    return outcome(work.line, reply, lease_id=lease_id)
-            await self._clock.sleep(backoff.failed())
+                result = outcome(work.line, reply, lease_id=work.lease.id)
+                if reply.is_success or reply.blames_request:
+                    return result
+                if reply.excuses_request:
+                    result = None
+            await self._clock.sleep(self._settings.probe_s + backoff.failed())
             await self._health.wait()
-        return None
+        return result
 
     # -- giving back
 

@@ -1,7 +1,7 @@
 """`python -m tests.contract.agent.entry FILE`: one agent as a job runs it, with a fake engine.
 
-The file holds one JSON object: the order's fields, `model` with its fields, `settings` of the agent,
-and `ends_in_s`, the time that the allocation has left (null: Slurm does not say).
+The file holds one JSON object: the order's fields, `model` with its fields, `settings` of the
+agent, and `ends_in_s`, the time that the allocation has left (null: Slurm does not say).
 """
 
 from __future__ import annotations

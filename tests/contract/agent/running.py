@@ -46,7 +46,7 @@ class RunningAgent:
     async def until(self, what: Callable[[], Awaitable[object]], *, within_s: float = 15.0) -> None:
         """Wait until *what* is true."""
         async with asyncio.timeout(within_s):
-            while not await what():
+            while not await what():  # noqa: ASYNC110 - another process does it
                 await asyncio.sleep(0.02)
 
     async def until_state(self, state: InstanceState, *, within_s: float = 15.0) -> None:

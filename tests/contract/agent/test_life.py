@@ -38,8 +38,8 @@ async def test_it_serves_once_a_token_was_generated(site: Site, tmp_path: Path) 
         mode = stat.S_IMODE((tmp_path / "inst-1").stat().st_mode)
         assert mode == 0o700
         async with agent.engine() as engine:
-            async with engine.post("/v1/chat/completions", json=CHAT) as response:
-                assert response.status == 200
+            status, _ = await _post(engine, CHAT)
+            assert status == 200
     assert (await site.story())[1:] == [InstanceEvent.REGISTERED, InstanceEvent.HEALTHY]
 
 
@@ -118,8 +118,7 @@ async def test_an_engine_that_answers_no_more_is_ended(site: Site, tmp_path: Pat
     async with running_agent(site, tmp_path, settings={"unhealthy_max": 3}) as agent:
         await agent.until_state(InstanceState.READY)
         async with agent.engine() as engine:
-            async with engine.post("/fake/faults", json={"unhealthy": True}) as response:
-                assert response.status == 200
+            await _post(engine, {"unhealthy": True}, "/fake/faults")
         assert await agent.ended() == 1
     instance = await site.instance()
     assert instance.ending is EndReason.CRASHED
@@ -278,7 +277,7 @@ async def _leased(site: Site, lines: int) -> bool:
 
 
 async def _post(
-    engine: aiohttp.ClientSession, body: dict[str, object]
+    engine: aiohttp.ClientSession, body: dict[str, object], route: str = "/v1/chat/completions"
 ) -> tuple[int, dict[str, Any]]:
-    async with engine.post("/v1/chat/completions", json=body) as response:
+    async with engine.post(route, json=body) as response:
         return response.status, await response.json()
