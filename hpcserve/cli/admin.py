@@ -31,6 +31,12 @@ def upgrade(config: ConfigFile = None, as_json: Json = False) -> None:
         say(f"The ledger went from revision {before or 'none'} to {after}.")
 
 
+@app.command("open")
+def open_(config: ConfigFile = None, as_json: Json = False) -> None:
+    """Open a site that `hpcserve down` closed."""
+    _post("open", config, "The site is open.", as_json=as_json)
+
+
 @model.command()
 def retry(
     name: Annotated[str, typer.Argument(metavar="MODEL")],

@@ -35,6 +35,8 @@ def status(config: ConfigFile = None, as_json: Json = False) -> None:
         print_json(answer)
         return
     _controller(answer["controller"])
+    if answer["closed_because"]:
+        say(f"CLOSED: {answer['closed_because']}; `hpcserve up` or `hpcserve admin open` opens it.")
     _models(answer["models"])
     _instances(answer["instances"], answer["ended"])
     _batches(answer["batches"])

@@ -20,7 +20,7 @@ from hpcserve.errors import BackendError
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.cluster import Cluster
 from hpcserve.ports.ledger import Ledger, Tx
-from hpcserve.ports.notes import LISTENING
+from hpcserve.ports.notes import CLOSED, LISTENING
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class Observer:
             demand={demand.model: demand for demand in tx.demand.read(now - memory)},
             backlog=tx.batches.backlog(),
             forgiven_at=tx.events.last(FORGIVEN),
+            closed_because=str((tx.notes.get(CLOSED) or {}).get("reason", "")) or None,
             opportunistic_partition=self._config.slurm.opportunistic_partition,
         )
 

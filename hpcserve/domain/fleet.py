@@ -47,5 +47,7 @@ class Fleet:
     backlog: tuple[Backlog, ...]
     #: operator's resets of a model's back-off, by model
     forgiven_at: Mapping[str, datetime]
+    #: an operator has closed the site: why; everything ends and nothing is submitted
+    closed_because: str | None = None
     #: where BATCH instances go; empty: there is no preemptible partition
     opportunistic_partition: str = ""

@@ -15,6 +15,7 @@ from hpcserve.errors import RequestError
 from hpcserve.gateway.identity import Identity, identified
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.ledger import Ledger, Tx
+from hpcserve.ports.notes import CLOSED
 
 
 def routes(
@@ -46,6 +47,19 @@ def routes(
         await ledger.transact(lambda tx: tx.events.append(line))
         wake()
         return {"model": model, "retry": True}
+
+    @router.post("/close")
+    async def close(who: Annotated[Identity, Depends(_admin)]) -> dict[str, object]:
+        reason = f"{who.owner} closed the site at {clock.now():%Y-%m-%d %H:%M} UTC"
+        await ledger.transact(lambda tx: tx.notes.put(CLOSED, {"reason": reason}))
+        wake()
+        return {"closed": True}
+
+    @router.post("/open")
+    async def open_(who: Annotated[Identity, Depends(_admin)]) -> dict[str, object]:  # noqa: ARG001 - must be one
+        await ledger.transact(lambda tx: tx.notes.put(CLOSED, {}))
+        wake()
+        return {"closed": False}
 
     @router.post("/instances/{instance_id}/drain")
     async def drain(

@@ -17,7 +17,7 @@ from hpcserve.errors import RequestError
 from hpcserve.gateway.identity import Identity, identified
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.ledger import Ledger, Tx
-from hpcserve.ports.notes import CONTROLLER
+from hpcserve.ports.notes import CLOSED, CONTROLLER
 
 #: ended instances and batches that one answer shows
 SHOWN_MAX = 20
@@ -49,6 +49,7 @@ def _status(tx: Tx, who: Identity, now: datetime, models: Mapping[str, Model]) -
     return {
         "at": now.isoformat(),
         "controller": {key: value for key, value in note.items() if key != "models"},
+        "closed_because": (tx.notes.get(CLOSED) or {}).get("reason"),
         "models": [
             {
                 "name": model.name,

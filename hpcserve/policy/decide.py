@@ -8,6 +8,7 @@ from datetime import datetime
 from hpcserve.config import Config
 from hpcserve.domain.fleet import Fleet
 from hpcserve.domain.plan import Plan, Record
+from hpcserve.policy.close import close
 from hpcserve.policy.reconcile import reconcile
 from hpcserve.policy.scaling.target import Scaler
 from hpcserve.policy.transcribe import transcribe
@@ -17,6 +18,8 @@ def decide(fleet: Fleet, scaler: Scaler, config: Config, now: datetime) -> Plan:
     """Return the facts to write down, then what to do about the fleet as it then is."""
     records = transcribe(fleet.instances, fleet.jobs, fleet.accounted, config.controller, now)
     known = after(fleet, records)
+    if known.closed_because is not None:
+        return (*records, *close(known, known.closed_because))
     targets = scaler.targets(known, now)
     acts = reconcile(known, targets, controller=config.controller, scaling=config.scaling, now=now)
     return (*records, *acts)

@@ -45,7 +45,7 @@ def transcribe(
 
 
 def _seen(instance: Instance, job: JobView, now: datetime) -> Step:
-    known = _renewed(instance, job)
+    known = _renewed(instance, job, now)
     where = f"job {job.job_id} on {job.partition or 'this machine'}"
     match job.phase:
         case JobPhase.PENDING:
@@ -62,14 +62,12 @@ def _seen(instance: Instance, job: JobView, now: datetime) -> Step:
         case JobPhase.HELD:
             if instance.state not in (InstanceState.REQUESTED, InstanceState.QUEUED):
                 return known, ()
-            started_at = job.start_at or now
             return _one(
                 known.on(
                     InstanceEvent.STARTED,
                     at=now,
                     reason=f"{where} runs on {', '.join(job.nodes) or 'its node'}",
-                    started_at=started_at,
-                    submitted_at=known.submitted_at or started_at,
+                    submitted_at=known.submitted_at or known.started_at,
                 )
             )
         case JobPhase.GONE:
@@ -86,7 +84,7 @@ def _seen(instance: Instance, job: JobView, now: datetime) -> Step:
             )
 
 
-def _renewed(instance: Instance, job: JobView) -> Instance:
+def _renewed(instance: Instance, job: JobView, now: datetime) -> Instance:
     """Return the instance with the scheduler's words, itself when they are the same."""
     words: dict[str, object] = {
         "job_id": job.job_id,
@@ -98,6 +96,9 @@ def _renewed(instance: Instance, job: JobView) -> Instance:
         "expected_start_at": job.start_at if job.phase is JobPhase.PENDING else None,
         "ends_at": job.end_at or instance.ends_at,
     }
+    if job.phase is JobPhase.HELD and instance.started_at is None:
+        # the agent's hello may come before the scheduler's word that the job runs
+        words["started_at"] = job.start_at or now
     # most jobs say nothing new, and a fleet may have ten thousand
     if all(getattr(instance, name) == word for name, word in words.items()):
         return instance

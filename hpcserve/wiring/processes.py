@@ -15,23 +15,26 @@ from collections.abc import Callable
 import uvloop
 
 from hpcserve.config import Config
+from hpcserve.ports.notes import CLOSED
 from hpcserve.wiring.front import run_gateway
 from hpcserve.wiring.leader import run_controller
 from hpcserve.wiring.world import open_world
 
 
-def run(config: Config, *, controller: bool, gateway: bool) -> None:
-    """Run the parts that are asked for until a signal ends them."""
+def run(config: Config, *, controller: bool, gateway: bool, opening: bool = False) -> None:
+    """Run the parts that are asked for until a signal ends them; *opening* reopens the site."""
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    uvloop.run(_run(config, controller=controller, gateway=gateway))
+    uvloop.run(_run(config, controller=controller, gateway=gateway, opening=opening))
 
 
-async def _run(config: Config, *, controller: bool, gateway: bool) -> None:
+async def _run(config: Config, *, controller: bool, gateway: bool, opening: bool) -> None:
     world = open_world(config)
+    if opening:
+        await world.ledger.transact(lambda tx: tx.notes.put(CLOSED, {}))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

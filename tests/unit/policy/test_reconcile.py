@@ -180,3 +180,18 @@ def test_models_do_not_disturb_one_another():
     )
     (submit,) = plan(fleet)
     assert submit.model == "n"
+
+
+def test_a_closed_site_ends_everything_and_submits_nothing():
+    fleet = a_fleet(
+        an_instance(busy_at=ago(1)),
+        an_instance("inst-2", InstanceState.QUEUED),
+        demand={"m": a_demand(waiting=9)},
+        closed_because="root closed the site",
+    )
+    stops = plan(fleet)
+    assert [(type(stop), stop.instance.id) for stop in stops] == [
+        (Stop, "inst-1"),
+        (Stop, "inst-2"),
+    ]
+    assert plan(replace(fleet, jobs=None)) == ()

@@ -108,3 +108,8 @@ def test_a_stop_that_the_scheduler_no_longer_lists_is_complete():
 def test_why_gone(fields, slurm, reason):
     instance = an_instance(**fields)
     assert why_gone(instance, a_job(instance, JobPhase.GONE, end_reason=slurm)) is reason
+
+
+def test_the_start_is_noted_even_when_the_agent_was_heard_first():
+    loading = an_instance(state=InstanceState.LOADING, started_at=None)
+    assert one(loading, a_view(a_job(loading, start_at=ago(7)))).started_at == ago(7)
