@@ -58,18 +58,26 @@ class RunningEngine:
                     yield line.removeprefix("data:").strip()
 
     async def load(self) -> EngineLoad:
-        """Scrape and parse."""
-        response = await self.client.get("/metrics")
+        """Scrape and parse, on a connection of its own: streams must not delay it."""
+        async with httpx.AsyncClient(
+            base_url=self.client.base_url, headers=self.client.headers, trust_env=False
+        ) as client:
+            response = await client.get("/metrics")
         return self.adapter.read_load(response.text, datetime.now(UTC))
 
-    async def load_when(self, running: int, *, within_s: float = 5.0) -> EngineLoad:
+    async def load_when(self, running: int, *, within_s: float = 20.0) -> EngineLoad:
         """Wait until so many requests run."""
-        async with asyncio.timeout(within_s):
-            while True:
-                load = await self.load()
-                if load.running == running:
-                    return load
-                await asyncio.sleep(0.02)
+        seen: list[int] = []
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    load = await self.load()
+                    seen.append(load.running)
+                    if load.running == running:
+                        return load
+                    await asyncio.sleep(0.02)
+        except TimeoutError as error:
+            raise AssertionError(f"{running} never ran in {within_s} s, but {seen}") from error
 
 
 @asynccontextmanager

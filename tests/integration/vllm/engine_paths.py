@@ -7,5 +7,4 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("HPCSERVE_CACHE", "~/.cache/hpcserve")).expanduser()
 VLLM = CACHE / "engine" / "bin" / "vllm"
-TINY = CACHE / "models" / "tiny-llama"
-SMOLLM2 = CACHE / "models" / "smollm2-135m-instruct"
+SMOLLM2_WEIGHTS = CACHE / "models" / "smollm2-135m-instruct"
