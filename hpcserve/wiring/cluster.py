@@ -67,6 +67,9 @@ def plan_instance(config: Config, name: str) -> tuple[JobSpec, str, datetime | N
 
     async def ask() -> tuple[str, datetime | None]:
         choice = await open_cluster(config, paths, SystemClock())
-        return choice.cluster.script(spec), await choice.cluster.estimate_start(spec)
+        try:
+            return choice.cluster.script(spec), await choice.cluster.estimate_start(spec)
+        finally:
+            await choice.close()
 
     return (spec, *asyncio.run(ask()))

@@ -58,9 +58,12 @@ async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], N
         cluster_description=choice.cluster.description,
     )
     on_wake(controller.wake)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(controller.run())
-        tasks.create_task(_batch_worker(world, controller).run())
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(controller.run())
+            tasks.create_task(_batch_worker(world, controller).run())
+    finally:
+        await choice.close()
 
 
 async def _until_open(world: World) -> Choice:

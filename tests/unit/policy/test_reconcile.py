@@ -7,7 +7,7 @@ import pytest
 from hpcserve.config import Config
 from hpcserve.domain.batch import Backlog
 from hpcserve.domain.instance import InstanceState, Role
-from hpcserve.domain.job import EndReason
+from hpcserve.domain.job import EndReason, JobPhase
 from hpcserve.domain.plan import Cancel, Drain, Record, Stop, Submit
 from hpcserve.policy.decide import decide
 from hpcserve.policy.scaling.demand import DemandScaler
@@ -183,9 +183,11 @@ def test_models_do_not_disturb_one_another():
 
 
 def test_a_closed_site_ends_everything_and_submits_nothing():
+    ready, queued = an_instance(busy_at=ago(1)), an_instance("inst-2", InstanceState.QUEUED)
     fleet = a_fleet(
-        an_instance(busy_at=ago(1)),
-        an_instance("inst-2", InstanceState.QUEUED),
+        ready,
+        queued,
+        jobs=a_view(a_job(ready), a_job(queued, JobPhase.PENDING)),
         demand={"m": a_demand(waiting=9)},
         closed_because="root closed the site",
     )
