@@ -172,6 +172,23 @@ class Gateway:
     event_bytes_max: int = 8 * 1024 * 1024
     #: answers under way get so long to finish when the gateway ends, s
     stop_s: float = 30.0
+    #: a client whose request queue is full is told to come again after so long, s
+    queue_retry_s: float = 5.0
+    #: retries that one model may have made in a burst, and how fast that grows again
+    retry_credit_max: float = 50.0
+    retry_credit_per_s: float = 5.0
+    #: failed attempts in a row after which an instance rests (but never the last one)
+    breaker_faults: int = 3
+    #: it rests for so long, s
+    breaker_rest_s: float = 10.0
+    #: longest time that a client may ask to be held for a cold model (`?wait=`), s
+    wait_max_s: float = 3600.0
+    #: a held stream gets a comment so often that no proxy in between gives up, s
+    comment_s: float = 10.0
+    #: times that one stream is continued on another instance
+    resumes_max: int = 5
+    #: a broken stream waits so long for an instance that continues it, s
+    resume_wait_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,8 +217,9 @@ class Agent:
     probe_s: float = 0.5
     #: a reading that takes longer has failed, s
     probe_timeout_s: float = 5.0
-    #: pause after a failed call to the control API; doubles up to the longest, with jitter, s
+    #: pause after a failed call to the control API; doubles with each failure, with jitter, s
     retry_first_s: float = 0.2
+    #: longest such pause, s
     retry_max_s: float = 5.0
     #: gateways tried for one call
     gateways_max: int = 8
@@ -262,9 +280,9 @@ class Batching:
     #: result segment files are closed at this size, bytes
     segment_bytes: int = 256 * 1024**2
     #: input is read in blocks of so many bytes; a few of them are in memory at a time
-    read_block_bytes: int = 4 * 1024**2
+    read_block_bytes: int = 1024**2
     #: lines of one transaction while a file is validated: a second of work at most, so that results go on
-    validate_chunk: int = 20_000
+    validate_chunk: int = 10_000
     #: files that are validated or results that are written at the same time in one controller
     tasks_max: int = 2
     #: pause before a failed validation or finalisation is tried again, s

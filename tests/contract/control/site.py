@@ -56,7 +56,8 @@ class LedgerWork:
     clock: WallClock
     bodies: dict[int, bytes] = field(default_factory=dict)
     results: dict[int, list[Outcome]] = field(default_factory=dict)
-    first_result_at: datetime | None = None
+    #: when each result was taken
+    settled_at: list[datetime] = field(default_factory=list)
 
     async def lease(self, instance: Instance, limit: int) -> Grant | None:
         def work(tx: Tx) -> Grant | None:
@@ -112,7 +113,7 @@ class LedgerWork:
         for outcome in outcomes:
             if outcome.line_no in taken:
                 self.results.setdefault(outcome.line_no, []).append(outcome)
-                self.first_result_at = self.first_result_at or self.clock.now()
+                self.settled_at.append(self.clock.now())
         return taken
 
     async def release(
