@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,8 +13,9 @@ from hpcserve.domain.batch import InputFile
 from hpcserve.errors import RequestError
 
 
-def open_unchanged(file: InputFile | None) -> BinaryIO:
-    """Open an input file; None is one that was deleted.
+@contextmanager
+def unchanged(file: InputFile | None) -> Iterator[BinaryIO]:
+    """Open an input file that must be, and stay, what was handed in; None is one that was deleted.
 
     Raises:
         RequestError: it has vanished, cannot be read, or is not what it was any more.
@@ -21,7 +24,7 @@ def open_unchanged(file: InputFile | None) -> BinaryIO:
     if file is None:
         raise RequestError("The input file was deleted.", code="input_file_missing")
     try:
-        opened = Path(file.path).open("rb")  # noqa: SIM115  # handed to the caller, who closes it
+        opened = Path(file.path).open("rb")
     except OSError as error:
         raise RequestError(
             f"The input file {file.filename} cannot be read any more ({error.strerror}); "
@@ -29,16 +32,13 @@ def open_unchanged(file: InputFile | None) -> BinaryIO:
             code="input_file_missing",
             param="input_file_id",
         ) from error
-    try:
-        require_unchanged(file, opened)
-    except RequestError:
-        opened.close()
-        raise
-    return opened
+    with opened:
+        _require_unchanged(file, opened)
+        yield opened
+        _require_unchanged(file, opened)
 
 
-def require_unchanged(file: InputFile, opened: BinaryIO) -> None:
-    """Raise RequestError when size or modification time differ from what was registered."""
+def _require_unchanged(file: InputFile, opened: BinaryIO) -> None:
     now = os.fstat(opened.fileno())
     if (now.st_size, now.st_mtime_ns) != (file.size_bytes, file.mtime_ns):
         raise RequestError(

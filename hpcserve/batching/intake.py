@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from hpcserve.batching.input_file import open_unchanged, require_unchanged
+from hpcserve.batching.input_file import unchanged
 from hpcserve.batching.places import Places, publish
 from hpcserve.batching.reading import Chunk, Reading
 from hpcserve.config.tree import Batching
@@ -93,14 +94,16 @@ class Intake:
         final = self._places.custom_ids(batch.id)
         temporary = final.with_suffix(f".{os.getpid()}.tmp")
         with ExitStack() as opened:
-            source = opened.enter_context(await asyncio.to_thread(open_unchanged, file))
             opened.callback(temporary.unlink, missing_ok=True)
             custom_ids = opened.enter_context(temporary.open("wb"))
-            reading = Reading(source, custom_ids, endpoint=batch.endpoint, settings=self._settings)
+            reading = Reading(
+                partial(unchanged, file),
+                custom_ids,
+                endpoint=batch.endpoint,
+                settings=self._settings,
+            )
             if not await self._enqueue(batch, reading, guard):
                 return None
-            assert file is not None, "it was opened"
-            require_unchanged(file, source)
             await asyncio.to_thread(_make_durable, custom_ids, temporary, final)
         return reading
 
@@ -115,6 +118,7 @@ class Intake:
                     return False
         finally:
             await asyncio.wait([ahead])  # a thread cannot be cancelled, and it uses the files
+            chunks.close()
         return True
 
     async def _store(self, batch: Batch, chunk: Chunk, guard: Guard, *, is_valid: bool) -> bool:

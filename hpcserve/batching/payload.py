@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from hpcserve.batching.envelope import decode_payload
-from hpcserve.batching.input_file import open_unchanged, require_unchanged
+from hpcserve.batching.input_file import unchanged
 from hpcserve.domain.batch import InputFile, LeasedRequest
 from hpcserve.errors import RequestError
 from hpcserve.ports.control import GrantedLine
@@ -22,16 +22,14 @@ def read_bodies(
         RequestError: the file has vanished or is not what was validated.
 
     """
-    with open_unchanged(file) as opened:
-        assert file is not None, "it was opened"
+    with unchanged(file) as opened:
         fd = opened.fileno()
         raw = [os.pread(fd, request.length, request.offset) for request in requests]
-        require_unchanged(file, opened)
     try:
         payloads = [decode_payload(line) for line in raw]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RequestError(
-            f"The input file {file.filename} does not hold what was validated ({error}); "
+            f"The input file does not hold what was validated ({error}); "
             "it was changed without a trace.",
             code="input_file_changed",
             param="input_file_id",

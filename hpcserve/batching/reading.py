@@ -7,8 +7,10 @@ stays flat but for the eight bytes that tell custom_ids apart. It runs in a thre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import BinaryIO
 
@@ -40,11 +42,17 @@ class Reading:
     """
 
     def __init__(
-        self, file: BinaryIO, custom_ids: BinaryIO, *, endpoint: str, settings: Batching
+        self,
+        source: Callable[[], AbstractContextManager[BinaryIO]],
+        custom_ids: BinaryIO,
+        *,
+        endpoint: str,
+        settings: Batching,
     ) -> None:
+        """Take how the file is opened: in the thread that reads it."""
         self.errors: list[LineError] = []
         self.model: str | None = None
-        self._file = file
+        self._source = source
         self._custom_ids = custom_ids
         self._endpoint = endpoint
         self._settings = settings
@@ -57,11 +65,15 @@ class Reading:
         """Digest of the whole file."""
         return self._digest.hexdigest()
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Generator[Chunk]:
         """Yield the requests; stops early when the file is beyond hope."""
+        with self._source() as file:
+            yield from self._chunks(file)
+
+    def _chunks(self, file: BinaryIO) -> Iterator[Chunk]:
         found: list[NewRequest] = []
         lines = size_bytes = 0
-        for block in self._blocks(self._hashed):
+        for block in self._blocks(partial(self._hashed, file)):
             if isinstance(block, TooLong):
                 limit = self._settings.max_line_bytes
                 self._fail("line_too_long", f"This line is longer than {limit} bytes.", block.line)
@@ -77,11 +89,11 @@ class Reading:
                     found[self._settings.validate_chunk :],
                 )
                 yield Chunk(ready, lines, size_bytes)
-        self._finish()
+        self._finish(file)
         yield Chunk(found, lines, size_bytes)
 
-    def _hashed(self, size_bytes: int) -> bytes:
-        data = self._file.read(size_bytes)
+    def _hashed(self, file: BinaryIO, size_bytes: int) -> bytes:
+        data = file.read(size_bytes)
         self._digest.update(data)
         return data
 
@@ -120,7 +132,7 @@ class Reading:
                     self._accept(line, number)
             custom_ids.append(custom_id)
             if custom_id is not None:
-                requests.append(NewRequest(line_no=number, offset=offset, length=length))
+                requests.append(NewRequest(number, offset, length))
             offset += length + 1
             number += 1
         self._custom_ids.write(_encode_lines(custom_ids))
@@ -146,12 +158,12 @@ class Reading:
         del self.errors[self._settings.max_errors :]
         return len(self.errors) == self._settings.max_errors
 
-    def _finish(self) -> None:
+    def _finish(self, file: BinaryIO) -> None:
         """Report what only the whole file shows."""
         room = self._settings.max_errors - len(self.errors)
         suspects = self._seen.suspects()
         if suspects and room > 0:
-            repeated = verify(self._all_custom_ids(), suspects)
+            repeated = verify(self._all_custom_ids(file), suspects)
             for line, first, custom_id in islice(repeated, room):
                 text = f"The custom_id {custom_id[:80]!r} stands in line {first} already."
                 self._fail("duplicate_custom_id", text, line, "custom_id")
@@ -159,9 +171,9 @@ class Reading:
             self._fail("empty_file", "The file has no requests.", None)
         self.errors.sort(key=lambda error: error.line or 0)
 
-    def _all_custom_ids(self) -> Iterator[tuple[int, str]]:
-        self._file.seek(0)
-        for block in self._blocks(self._file.read):
+    def _all_custom_ids(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
+        file.seek(0)
+        for block in self._blocks(file.read):
             if isinstance(block, Block):
                 for number, line in enumerate(block.lines, block.first_line):
                     try:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from hpcserve.domain.lifecycle import Subject, Table, Transition
 
@@ -269,9 +270,8 @@ class Batch:
         return self.state in BATCH.terminal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRequest:
-    """One validated line, as intake hands it to the ledger in bulk."""
+class NewRequest(NamedTuple):
+    """One validated line, as intake hands it to the ledger; a tuple, since millions are made."""
 
     line_no: int
     offset: int

@@ -100,6 +100,8 @@ class Json(TypeDecorator[Any]):
 class Names(Json):
     """A tuple of strings."""
 
+    cache_ok: bool | None = True
+
     @override
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:
         names: Any = super().process_result_value(value, dialect)
@@ -108,6 +110,8 @@ class Names(Json):
 
 class Load(Json):
     """An EngineLoad."""
+
+    cache_ok: bool | None = True
 
     @override
     def process_bind_param(self, value: object, dialect: Dialect) -> str | None:
@@ -125,6 +129,8 @@ class Load(Json):
 
 class LineErrors(Json):
     """A tuple of LineError."""
+
+    cache_ok: bool | None = True
 
     @override
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:

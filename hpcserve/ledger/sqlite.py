@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ _INSERT_LINES = (
     "INSERT INTO batch_requests (batch_seq, line_no, input_offset, input_length)"
     " VALUES (?, ?, ?, ?)"
 )
+#: one statement for many rows: sqlite3 gives up the interpreter lock at each step of a statement,
+#: and waits for it again, which takes longer than the insertion of a row
+_INSERT_CHUNK_OF_LINES = _INSERT_LINES + ", (?, ?, ?, ?)" * (INSERT_CHUNK - 1)
 #: SQLITE_BUSY and SQLITE_LOCKED; extended codes carry them in their low byte
 _LOCKED = (5, 6)
 #: SQLITE_CONSTRAINT_PRIMARYKEY and SQLITE_CONSTRAINT_UNIQUE
@@ -153,7 +156,11 @@ class Sqlite(Dialect):
         rows = ((batch_seq, r.line_no, r.offset, r.length) for r in requests)
         count = 0
         while chunk := list(islice(rows, INSERT_CHUNK)):
-            connection.exec_driver_sql(_INSERT_LINES, chunk)
+            if len(chunk) == INSERT_CHUNK:
+                flat = tuple(chain.from_iterable(chunk))
+                connection.exec_driver_sql(_INSERT_CHUNK_OF_LINES, flat)
+            else:
+                connection.exec_driver_sql(_INSERT_LINES, chunk)
             count += len(chunk)
         return count
 
