@@ -51,7 +51,7 @@ class Identify:
         """Serve one request."""
         if scope["type"] == "http" and not scope["path"].startswith(_CONTROL_PREFIX):
             state = scope.setdefault("state", {})
-            key = credential(scope["headers"])
+            key = credential(dict(scope["headers"]))
             if key is not None and "identity" not in state:
                 try:
                     identity = await self._dispatch.keys.look_up(key)

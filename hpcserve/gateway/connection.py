@@ -21,9 +21,10 @@ import pwd
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import httptools
 from typing_extensions import override
@@ -103,7 +104,7 @@ class Connection(asyncio.Protocol):
         self._receiving: Exchange | Cycle | None = None
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
+        self._came_bytes = 0
         self._in_head = False
         self._expects_continue = False
         #: the server ends: no further request on this connection
@@ -141,8 +142,8 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._waiting_s = 0.0
-        if self._in_head:
-            self._head_bytes += len(data)
+        # counts from the last request's end on: exact while a head is incomplete
+        self._came_bytes = self._came_bytes + len(data) if self._in_head else len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
                 error_answer(400, f"This is not HTTP as it should be: {error}", code="bad_request")
             )
         else:
-            if self._in_head and self._head_bytes > self._dispatch.settings.max_header_bytes:
+            if self._in_head and self._came_bytes > self._dispatch.settings.max_header_bytes:
                 self._refuse(self._head_too_large())
 
     @override
@@ -201,7 +202,6 @@ class Connection(asyncio.Protocol):
         """Begin a request."""
         self._url = b""
         self._headers = []
-        self._head_bytes = 0
         self._in_head = True
         self._expects_continue = False
 
@@ -211,18 +211,19 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header."""
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects_continue = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Decide who serves the request."""
         self._in_head = False
-        size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
-        if size > self._dispatch.settings.max_header_bytes:
-            raise _Refused(self._head_too_large())
-        path, _, _ = self._url.partition(b"?")
+        if self._came_bytes > self._dispatch.settings.max_header_bytes:
+            # all that came may be too much and the head still not: the body came along
+            size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+            if size > self._dispatch.settings.max_header_bytes:
+                raise _Refused(self._head_too_large())
+        fields = dict(self._headers)
+        self._expects_continue = fields.get(b"expect", b"").lower() == b"100-continue"
+        path, _, query = self._url.partition(b"?")
         route = ROUTES.get(path)
         if route is not None and self._parser.get_method() == b"POST":
             self._receiving = exchange = Exchange(
@@ -233,7 +234,12 @@ class Connection(asyncio.Protocol):
                 version_1_0=self._parser.get_http_version() == "1.0",
                 keep_alive=self._parser.should_keep_alive(),
             )
-            self._admit(exchange)
+            self._admit(exchange, fields)
+            wait = fields.get(b"hpcserve-wait")
+            if query and wait is None:
+                wait = parse_qs(query).get(b"wait", [None])[0]
+            if wait is not None:
+                exchange.wait_s = _seconds(wait)
         else:
             self._receiving = self._cycle()
         self._queue(self._receiving)
@@ -264,16 +270,15 @@ class Connection(asyncio.Protocol):
 
     # the requests in their order
 
-    def _admit(self, exchange: Exchange) -> None:
+    def _admit(self, exchange: Exchange, fields: Mapping[bytes, bytes]) -> None:
         """Find out who asks, as far as that is known here, and whether to take the body."""
         limit = self._dispatch.settings.max_body_bytes
-        for name, value in self._headers:
-            if name == b"content-length" and int(value) > limit:
-                raise _Refused(too_large(limit))
+        if int(fields.get(b"content-length", b"0")) > limit:
+            raise _Refused(too_large(limit))
         if self._peer is not None:
             exchange.identity = self._peer
         else:
-            key = credential(self._headers)
+            key = credential(fields)
             if key is None:
                 exchange.refuse_later(answer_to(unidentified()))
             else:
@@ -290,7 +295,7 @@ class Connection(asyncio.Protocol):
 
     def look_up(self, exchange: Exchange) -> None:
         """Ask the ledger for the key of *exchange*, which then begins again."""
-        key = credential(exchange.headers)
+        key = credential(dict(exchange.headers))
         assert key is not None
         task = self._loop.create_task(self._look_up(exchange, key))
         self._tasks.add(task)
@@ -482,6 +487,24 @@ class Connection(asyncio.Protocol):
             self._flow.resume_reading()
         else:
             self._transport.close()
+
+
+def _seconds(text: bytes) -> float:
+    """Return the time that a client is ready to wait, s."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < inf:
+        raise _Refused(
+            error_answer(
+                400,
+                "`wait` must be a number of seconds.",
+                code="invalid_request",
+                param="wait",
+            )
+        )
+    return seconds
 
 
 def _peer_identity(transport: asyncio.Transport, admin_uids: frozenset[int]) -> Identity | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Protocol
 
 from hpcserve.config.tree import Gateway as GatewaySettings
 from hpcserve.domain.credentials import engine_key
@@ -17,6 +18,7 @@ from hpcserve.gateway.key_cache import KeyCache
 from hpcserve.gateway.metrics import Metrics
 from hpcserve.gateway.table import ModelView, Snapshot, observe
 from hpcserve.gateway.upstream import Pool
+from hpcserve.policy.admission.fair_queue import FairQueue
 from hpcserve.policy.routing.registry import policy
 from hpcserve.policy.routing.seat import Ask
 from hpcserve.ports.clock import Clock
@@ -30,20 +32,44 @@ UNKNOWN_ETA_S = 15.0
 KNOWN_SHOWN = 50
 
 
+class Waiter(Protocol):
+    """A request in the queue."""
+
+    def seat_free(self, pool: Pool) -> None:
+        """Go on at *pool*."""
+        ...
+
+
 class Lane:
-    """One model on the hot path: its pools, and what is asked of it."""
+    """One model on the hot path: its pools, its queue, and what is asked of it."""
 
-    __slots__ = ("asked", "name", "pools", "reported", "running", "turn", "view", "waiting")
+    __slots__ = (
+        "asked",
+        "name",
+        "pools",
+        "queue",
+        "reported",
+        "retry_credit",
+        "running",
+        "suspects",
+        "turn",
+        "view",
+    )
 
-    def __init__(self, view: ModelView) -> None:
+    def __init__(self, view: ModelView, settings: GatewaySettings) -> None:
         self.name = view.name
         self.view = view
+        self.queue: FairQueue[Waiter] = FairQueue(settings.queue_max)
+        #: instances that failed lately and rest, with the monotonic time until which
+        self.suspects: dict[str, float] = {}
+        #: retries that may still be made; each request adds a little
+        self.retry_credit = settings.retry_credit_max
         #: parallel to `view.seats`
         self.pools: tuple[Pool, ...] = ()
         #: requests so far
         self.turn = 0
+        #: requests with an instance, or on their way to one
         self.running = 0
-        self.waiting = 0
         #: asked for since the last report of demand
         self.asked = False
         #: running and waiting of that report
@@ -68,6 +94,8 @@ class Dispatch:
         self.gateway_id = gateway_id
         self.settings = settings
         self.clock = clock
+        #: s on the clock that never goes back
+        self.monotonic_s = clock.monotonic_s
         self.keys = KeyCache(ledger, clock, settings)
         self.metrics = Metrics()
         self.access_log = access_log
@@ -79,10 +107,10 @@ class Dispatch:
         self._pools: dict[str, Pool] = {}
         self._load_s: dict[str, float] = {}
         self._request_number = 0
-        self._request_prefix = f"req-{gateway_id}-"
+        self._request_prefix = f"req-{gateway_id}-".encode()
         empty = observe(catalog(), (), {}, clock.now())
         self.snapshot = empty
-        self.lanes = {name: Lane(view) for name, view in empty.models.items()}
+        self.lanes = {name: Lane(view, settings) for name, view in empty.models.items()}
         self.metrics.gauges = self._gauges
         #: seconds since the epoch, less the monotonic clock; renewed each sweep
         self.wall_offset_s = clock.now().timestamp() - clock.monotonic_s()
@@ -114,7 +142,7 @@ class Dispatch:
         pools: dict[str, Pool] = {}
         lanes: dict[str, Lane] = {}
         for name, view in snapshot.models.items():
-            lane = lanes[name] = self.lanes.get(name) or Lane(view)
+            lane = lanes[name] = self.lanes.get(name) or Lane(view, self.settings)
             lane.view = view
             lane.pools = tuple(self._pool(instance) for instance in view.instances)
             pools.update((pool.instance_id, pool) for pool in lane.pools)
@@ -123,6 +151,8 @@ class Dispatch:
         self._pools = pools
         # models may come and go with the catalog
         self.lanes = lanes
+        for lane in lanes.values():
+            self.serve_waiting(lane)
 
     def _pool(self, instance: Instance) -> Pool:
         known = self._pools.get(instance.id)
@@ -142,19 +172,66 @@ class Dispatch:
     # decide
 
     def choose(self, lane: Lane, tokens: int, tried: Collection[str]) -> Pool | None:
-        """Return the instance that gets a request next; None: there is no (other) one."""
+        """Return the instance that gets a request next; None: there is none with room."""
         pools = lane.pools
         seats = lane.view.seats
-        if tried:
-            left = [index for index, pool in enumerate(pools) if pool.instance_id not in tried]
-            pools = tuple(pools[index] for index in left)
-            seats = tuple(seats[index] for index in left)
         if not pools:
             return None
         lane.turn += 1
-        if len(pools) == 1:
-            return pools[0]
+        if not tried and not lane.suspects:
+            pool = pools[self._policy(Ask(lane.turn, tokens), seats, pools)]
+            if pool.requests < seats[0].slots:
+                return pool
+        left = self._left(lane, tried)
+        if not left:
+            return None
+        pools = tuple(pools[index] for index in left)
+        seats = tuple(seats[index] for index in left)
         return pools[self._policy(Ask(lane.turn, tokens), seats, pools)]
+
+    def _left(self, lane: Lane, tried: Collection[str]) -> list[int]:
+        """Return which seats have room, were not tried, and have not failed lately.
+
+        An instance that failed lately is still taken when it is the only one left: a breaker that
+        ejects the last instance turns a short fault into a long one.
+        """
+        left = [
+            index
+            for index, pool in enumerate(lane.pools)
+            if pool.instance_id not in tried and pool.requests < lane.view.seats[index].slots
+        ]
+        now_s = self.clock.monotonic_s()
+        sound = [
+            index
+            for index in left
+            if lane.suspects.get(lane.pools[index].instance_id, 0.0) <= now_s
+        ]
+        return sound or left
+
+    def failed(self, lane: Lane, pool: Pool) -> None:
+        """Note a fault of an instance; several in a row and it rests."""
+        pool.faults += 1
+        if pool.faults >= self.settings.breaker_faults:
+            rest_s = self.clock.monotonic_s() + self.settings.breaker_rest_s
+            lane.suspects[pool.instance_id] = rest_s
+
+    def may_retry(self, lane: Lane) -> bool:
+        """Take one retry from the budget, if there is one: retries must not double an overload."""
+        if lane.retry_credit < 1.0:
+            return False
+        lane.retry_credit -= 1.0
+        return True
+
+    def serve_waiting(self, lane: Lane) -> None:
+        """Hand free seats to those who wait, in fair order."""
+        while len(lane.queue):
+            pool = self.choose(lane, 0, ())
+            if pool is None:
+                return
+            waiter = lane.queue.take()
+            if waiter is None:
+                return
+            waiter.seat_free(pool)
 
     def unknown_model(self, model: str) -> Refusal:
         """Return the 404 that lists the known models."""
@@ -164,6 +241,16 @@ class Dispatch:
             status=404,
             message=f"The model `{model[:200]}` does not exist; known are: {shown}.",
             code="model_not_found",
+        )
+
+    def full(self, lane: Lane) -> Refusal:
+        """Return the 429 for a full queue."""
+        return Refusal(
+            status=429,
+            message=f"All instances of `{lane.name}` are full; {len(lane.queue)} requests wait.",
+            code="queue_full",
+            retry_after_s=self.settings.queue_retry_s,
+            should_retry=True,
         )
 
     def starting(self, lane: Lane) -> Refusal:
@@ -192,10 +279,10 @@ class Dispatch:
             },
         )
 
-    def next_request_id(self) -> str:
+    def next_request_id(self) -> bytes:
         """Return an id for one request: unique, since gateways have unique ids."""
         self._request_number += 1
-        return f"{self._request_prefix}{self._request_number:x}"
+        return b"%b%x" % (self._request_prefix, self._request_number)
 
     # act
 
@@ -205,12 +292,12 @@ class Dispatch:
         lanes = [
             lane
             for lane in self.lanes.values()
-            if lane.asked or lane.running or (lane.running, lane.waiting) != lane.reported
+            if lane.asked or lane.running or (lane.running, len(lane.queue)) != lane.reported
         ]
         if not lanes:
             return
         demand = tuple(
-            Demand(model=lane.name, asked_at=now, running=lane.running, waiting=lane.waiting)
+            Demand(model=lane.name, asked_at=now, running=lane.running, waiting=len(lane.queue))
             for lane in lanes
         )
         cold = any(lane.asked and not lane.pools for lane in lanes)
@@ -231,6 +318,13 @@ class Dispatch:
         self.wall_offset_s = self.clock.now().timestamp() - now_s
         for pool in self._pools.values():
             pool.sweep(now_s)
+        for lane in self.lanes.values():
+            credit = lane.retry_credit + self.settings.retry_credit_per_s
+            lane.retry_credit = min(self.settings.retry_credit_max, credit)
+            known = {pool.instance_id for pool in lane.pools}
+            lane.suspects = {
+                name: until_s for name, until_s in lane.suspects.items() if name in known
+            }
         self.access_log.flush()
 
     def close(self) -> None:
@@ -240,7 +334,7 @@ class Dispatch:
         self.access_log.flush()
 
     def _gauges(self) -> Iterable[tuple[str, int, int]]:
-        return ((lane.name, lane.running, lane.waiting) for lane in self.lanes.values())
+        return ((lane.name, lane.running, len(lane.queue)) for lane in self.lanes.values())
 
 
 def _live(tx: Tx) -> tuple[Instance, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpcserve.config.tree import Gateway as GatewaySettings
 from hpcserve.domain.key import ApiKey
@@ -137,13 +137,10 @@ class KeyCache:
         return Identity(owner=key.owner, is_admin=False, via=Via.KEY)
 
 
-def credential(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+def credential(headers: Mapping[bytes, bytes]) -> bytes | None:
     """Return the key that a request carries, as bearer token or as Anthropic's `x-api-key`."""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, token = value.partition(b" ")
-            return token.strip() if scheme.lower() == b"bearer" and token else None
-    for name, value in headers:
-        if name == b"x-api-key" and value:
-            return value
-    return None
+    value = headers.get(b"authorization")
+    if value is None:
+        return headers.get(b"x-api-key")
+    scheme, _, token = value.partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" and token else None

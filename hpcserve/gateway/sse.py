@@ -9,7 +9,8 @@ client. A piece is searched, not parsed; an event is decoded only when the searc
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+
+from hpcserve.gateway.usage import Usage, read_usage
 
 _BORDER = b"\n\n"
 _DONE = b"data: [DONE]"
@@ -23,15 +24,6 @@ class StreamBroken(Exception):  # noqa: N818 - an outcome of the engine's, handl
         super().__init__(message)
         self.why = why
         self.message = message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Tokens as the engine counted them."""
-
-    prompt: int
-    completion: int
-    cached: int = 0
 
 
 class EventStream:
@@ -131,7 +123,7 @@ class EventStream:
 
     def _raise_error(self, event: bytes) -> None:
         """Raise when the event is an error, and not a token that says so."""
-        content = _decoded(event)
+        content = decoded(event)
         error = content.get("error")
         if error is None:
             return
@@ -139,39 +131,20 @@ class EventStream:
         raise StreamBroken("engine_error", f"The engine reported an error: {message}")
 
     def _note_usage(self, event: bytes) -> bool:
-        content = _decoded(event)
+        content = decoded(event)
         usage = read_usage(content)
         if usage is not None:
             self.usage = usage
         return not (self._hide_usage and content.get("choices") == [])
 
 
-def read_usage(content: dict[str, object]) -> Usage | None:
-    """Return the usage in a decoded answer or event of any of the served APIs."""
-    usage = content.get("usage")
-    if usage is None:
-        for nested in (content.get("response"), content.get("message")):
-            if isinstance(nested, dict):
-                usage = nested.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    return Usage(
-        prompt=_count(usage, "prompt_tokens", "input_tokens"),
-        completion=_count(usage, "completion_tokens", "output_tokens"),
-        cached=_count(details, "cached_tokens") if isinstance(details, dict) else 0,
-    )
+def decoded(event: bytes) -> dict[str, object]:
+    """Return the object in a one-line event.
 
+    Raises:
+        StreamBroken: it is none.
 
-def _count(fields: dict[str, object], *names: str) -> int:
-    for name in names:
-        value = fields.get(name)
-        if isinstance(value, int):
-            return value
-    return 0
-
-
-def _decoded(event: bytes) -> dict[str, object]:
+    """
     try:
         content = json.loads(event[5:])
     except ValueError as error:

@@ -39,6 +39,8 @@ class ModelView:
     seats: tuple[Seat, ...]
     instances: tuple[Instance, ...]
     standing: Standing
+    #: tokens of prompt and answer together
+    context_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,7 @@ def _view(
         seats=tuple(_seat(model, instance, now) for instance in serving),
         instances=serving,
         standing=_standing(instances, load_s, now),
+        context_tokens=model.max_model_len,
     )
 
 

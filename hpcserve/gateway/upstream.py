@@ -196,6 +196,7 @@ class Pool:
         "_settings",
         "authority",
         "closed",
+        "faults",
         "instance_id",
         "key",
         "requests",
@@ -221,6 +222,8 @@ class Pool:
         self._settings = settings
         self._idle: list[Upstream] = []
         self._opening: set[asyncio.Task[None]] = set()
+        #: failed attempts since the last answer
+        self.faults = 0
         #: requests in flight, and the estimate of their tokens
         self.requests = 0
         self.tokens = 0

@@ -102,6 +102,8 @@ class Rig:
         self._engines: dict[int, _Engine] = {}
         self._clients: dict[int, _Client] = {}
         self._due: list[tuple[float, int, int]] = []
+        # one buffer for all reads: a fresh large one each time costs more than the read
+        self._buffer = memoryview(bytearray(1 << 20))
         self.ports = []
         #: tokens of a stream, and s between two
         self.tokens = 64
@@ -173,7 +175,7 @@ class Rig:
     def _engine_reads(self, number: int) -> None:
         engine = self._engines[number]
         try:
-            data = engine.sock.recv(1 << 20)
+            data = self._buffer[: engine.sock.recv_into(self._buffer)].tobytes()
         except BlockingIOError:
             return
         except ConnectionError:
@@ -232,7 +234,7 @@ class Rig:
 
     def _client_reads(self, client: _Client, sample: Sample) -> None:
         try:
-            data = client.sock.recv(1 << 18)
+            data = self._buffer[: client.sock.recv_into(self._buffer)].tobytes()
         except BlockingIOError:
             return
         except ConnectionError:

@@ -1,7 +1,6 @@
-"""Least loaded: the seat with the fewest tokens in flight for its size, then the fewest requests.
+"""Least loaded: the seat with the fewest tokens in flight; equal ones take turns.
 
-Tokens and not requests, since one request of 100,000 tokens weighs more than fifty of 100. Equal
-seats take turns, so that idle instances share the work instead of the first getting all of it.
+Tokens and not requests, since one request of 100,000 tokens weighs more than fifty of 100.
 """
 
 from __future__ import annotations
@@ -11,15 +10,11 @@ from collections.abc import Sequence
 from hpcserve.policy.routing.seat import Ask, Load, Seat
 
 
-def least_loaded(ask: Ask, seats: Sequence[Seat], loads: Sequence[Load]) -> int:
+def least_loaded(ask: Ask, seats: Sequence[Seat], loads: Sequence[Load]) -> int:  # noqa: ARG001 - a Policy
     """Return the index of the least loaded seat."""
-    count = len(seats)
-    start = ask.turn % count
-    best = start
-    best_load = (loads[start].tokens / seats[start].slots, loads[start].requests)
-    for step in range(1, count):
-        index = (start + step) % count
-        load = (loads[index].tokens / seats[index].slots, loads[index].requests)
-        if load < best_load:
-            best, best_load = index, load
-    return best
+    tokens = [load.tokens for load in loads]
+    least = min(tokens)
+    if tokens.count(least) == 1:
+        return tokens.index(least)
+    start = ask.turn % len(tokens)
+    return tokens.index(least, start) if least in tokens[start:] else tokens.index(least)

@@ -73,7 +73,7 @@ async def test_stream_is_relayed_and_its_hidden_usage_is_counted(site):
     assert headers["content-type"].startswith("text/event-stream")
     assert dechunk(content) == token_event("a") + token_event("b") + DONE
     sent = json.loads(site.engines[0].seen[0].body)
-    assert sent == chat(stream=True, stream_options={"include_usage": True})
+    assert sent == chat(stream=True, stream_options={"include_usage": True}, return_token_ids=True)
     assert site.dispatch.metrics.tokens == {(MODEL, "prompt"): 3, (MODEL, "completion"): 2}
 
 
