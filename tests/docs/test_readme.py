@@ -1,0 +1,62 @@
+"""The README's commands and links exist, and its promises about the command line hold."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def hpcserve(*argv):
+    """Run a command of the command line and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcserve", *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_linked_file_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def commands():
+    """Return the distinct hpcserve commands that the README shows, without their arguments."""
+    shown = "\n".join(re.findall(r"```(.*?)```", README, flags=re.DOTALL))
+    found = re.findall(r"^\s*hpcserve ([a-z]+(?: [a-z]+)*)", shown, flags=re.MULTILINE)
+    return sorted({" ".join(line.split()[:3]) for line in found})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_readme_exists(command):
+    assert "Usage" in hpcserve(*command.split(), "--help")
+
+
+def test_help_answers_at_once():
+    best = 10.0
+    for _ in range(5):
+        start = time.perf_counter()
+        hpcserve("--help")
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.3
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, hpcserve.cli.app; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {"sqlalchemy", "fastapi", "httpx", "aiohttp", "submitit", "pydantic", "numpy", "vllm"}
+    assert heavy & set(loaded) == set()
