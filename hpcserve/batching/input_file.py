@@ -24,7 +24,7 @@ def unchanged(file: InputFile | None) -> Iterator[BinaryIO]:
     if file is None:
         raise RequestError("The input file was deleted.", code="input_file_missing")
     try:
-        opened = Path(file.path).open("rb")
+        opened = Path(file.path).open("rb")  # noqa: SIM115  # closed below; only opening is caught
     except OSError as error:
         raise RequestError(
             f"The input file {file.filename} cannot be read any more ({error.strerror}); "

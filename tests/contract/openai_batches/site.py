@@ -223,7 +223,7 @@ def _app(site: Site) -> FastAPI:
     served, settings = site.served, site.settings
 
     @app.middleware("http")
-    async def identify(request: Request, call_next):  # noqa: ANN001, ANN202  # starlette's types
+    async def identify(request: Request, call_next):
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         on_socket = key.startswith("socket:")
         owner = key.removeprefix("socket:")

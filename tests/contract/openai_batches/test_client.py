@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -29,7 +30,7 @@ async def at_work(agent: ScriptedAgent) -> AsyncIterator[None]:
             await task
 
 
-async def submit(site: Site, data: bytes, *, owner: str = "ada", **fields: object):  # noqa: ANN201
+async def submit(site: Site, data: bytes, *, owner: str = "ada", **fields: object):
     client = site.client(owner)
     file = await client.files.create(file=("in.jsonl", data), purpose="batch")
     batch = await client.batches.create(
@@ -85,8 +86,6 @@ async def test_a_batch_from_upload_to_results(site: Site, agent: ScriptedAgent) 
 async def test_the_manifest_tells_where_the_results_come_from(
     site: Site, agent: ScriptedAgent
 ) -> None:
-    import hashlib
-
     data = jsonl(5)
     _, _, batch = await submit(site, data)
     async with at_work(agent):

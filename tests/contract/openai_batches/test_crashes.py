@@ -20,8 +20,8 @@ from hpcserve.ledger import open_ledger
 from hpcserve.ledger.upgrade import upgrade
 from hpcserve.ports.ledger import Leadership, Ledger, Tx
 from hpcserve.wiring.system import SystemIds
+from tests.builders import an_instance
 from tests.contract.openai_batches.site import MODEL, ShiftedClock, echo, jsonl
-from tests.contract.openai_batches.site import an_instance as instance_of
 
 T = TypeVar("T")
 LINES = 11
@@ -112,7 +112,8 @@ async def test_death_after_any_transaction(ledger: Ledger, tmp_path: Path, *, fa
         batch = await served.batches.create("ada", asked)
         died = await until_death(controller(MortalLedger(ledger, lives), root, leads))
         await until_death(controller(ledger, root, leads))
-        while (grant := await served.work.lease(instance_of(model=MODEL, ends_at=None), 5)) is not None:
+        instance = an_instance(model=MODEL, ends_at=None)
+        while (grant := await served.work.lease(instance, 5)) is not None:
             outcomes = [echo(grant, line) for line in grant.lines]
             await served.work.settle("inst-1", grant.lease_id, outcomes)
         died |= await until_death(controller(MortalLedger(ledger, lives), root, leads))
