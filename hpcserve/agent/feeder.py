@@ -19,6 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from hpcserve.agent.answer import outcome, unanswered, understand
 from hpcserve.agent.engine_calls import EngineCalls
@@ -92,11 +93,6 @@ class Feeder:
     def in_flight(self) -> int:
         """Batch requests inside the engine."""
         return len(self._running)
-
-    @property
-    def limit(self) -> LocalLimit:
-        """The cap as it is, with its reason."""
-        return self._pressure.limit
 
     async def run(self) -> None:
         """Lease, run and hand in until cancelled."""
@@ -182,12 +178,18 @@ class Feeder:
 
     def _target(self) -> int:
         """Return how many lines to have at hand beyond those in flight."""
-        limit = self._pressure.limit
-        if limit.cap == 0:
+        window = self._window()
+        if window == 0:
             return 0
         rate = self._pressure.lines_per_s
-        ahead = limit.cap if rate is None else max(1, round(rate * self._settings.prefetch_s))
-        return max(0, limit.cap - len(self._running)) + ahead
+        ahead = window if rate is None else max(1, round(rate * self._settings.prefetch_s))
+        return max(0, window - len(self._running)) + ahead
+
+    def _window(self) -> int:
+        """Return how many lines may be in flight; fewer when they were lost before."""
+        cap = self._pressure.limit.cap
+        first = next(iter(self._running), self._buffer[0] if self._buffer else None)
+        return cap if first is None else company(first.suspicion, cap)
 
     def _appetite(self) -> None:
         is_hungry = (
@@ -211,15 +213,14 @@ class Feeder:
         self._appetite()
 
     def _fits(self, work: _Work) -> bool:
-        cap = self._pressure.limit.cap
-        if not self._running:
-            return cap > 0
-        others = next(iter(self._running)).suspicion
-        return others == work.suspicion and len(self._running) < company(others, cap)
+        is_alike = all(w.suspicion == work.suspicion for w in islice(self._running, 1))
+        return is_alike and len(self._running) < self._window()
 
     async def _run(self, work: _Work) -> None:
         done = await self._attempt(work)
-        del self._running[work]
+        if self._running.pop(work, None) is None:
+            # given back while its answer came in: another instance may have it by now
+            return
         if done is None:
             self._hand_in_undone((work,))
         else:
