@@ -79,6 +79,8 @@ class Controller:
     backoff_max_s: float = 600.0
     #: faults in a row after which a model is given up until an operator resets it
     failures_max: int = 3
+    #: logs of an ended instance are kept for so long, s
+    keep_logs_s: float = 14 * 24 * 3600.0
     #: ended instances that status shows and back-off looks at
     ended_shown: int = 200
 
@@ -174,8 +176,9 @@ class Gateway:
     stop_s: float = 30.0
     #: a client whose request queue is full is told to come again after so long, s
     queue_retry_s: float = 5.0
-    #: retries that one model may have made in a burst, and how fast that grows again
+    #: retries that one model may have made in a burst
     retry_credit_max: float = 50.0
+    #: and how many more each second
     retry_credit_per_s: float = 5.0
     #: failed attempts in a row after which an instance rests (but never the last one)
     breaker_faults: int = 3

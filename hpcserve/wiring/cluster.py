@@ -30,7 +30,7 @@ async def open_cluster(config: Config, paths: Paths, clock: Clock) -> Choice:
     """Return the scheduler's back end and why it was chosen."""
     submission = Submission(
         tag=Tag(config.site.name),
-        jobs_dir=paths.state / "jobs",
+        jobs_dir=paths.jobs,
         entry=run_agent,
         python=sys.executable,
         python_path=_python_path(),

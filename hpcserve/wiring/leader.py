@@ -18,6 +18,7 @@ from hpcserve.batching.worker import BatchWorker, Parts
 from hpcserve.controller.act import Actor
 from hpcserve.controller.loop import Controller
 from hpcserve.controller.observe import Observer
+from hpcserve.controller.tidy import Tidy
 from hpcserve.errors import BackendError, ConfigError
 from hpcserve.policy.scaling.registry import SCALERS
 from hpcserve.policy.scaling.target import Scaler
@@ -62,6 +63,7 @@ async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], N
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(controller.run())
             tasks.create_task(_batch_worker(world, controller).run())
+            tasks.create_task(_tidy(world, controller).run())
     finally:
         await choice.close()
 
@@ -76,6 +78,16 @@ async def _until_open(world: World) -> Choice:
                 raise
             log.warning("%s", error.message)
         await world.clock.sleep(world.config.controller.tick_s)
+
+
+def _tidy(world: World, controller: Controller) -> Tidy:
+    return Tidy(
+        ledger=world.ledger,
+        clock=world.clock,
+        folders=(world.paths.instances, world.paths.jobs),
+        keep_s=world.config.controller.keep_logs_s,
+        leads=lambda: controller.leadership is not None,
+    )
 
 
 def _scaler(world: World) -> Scaler:

@@ -37,6 +37,11 @@ class Paths:
         return self.state / "instances"
 
     @property
+    def jobs(self) -> Path:
+        """What was handed to the scheduler, one folder a job."""
+        return self.state / "jobs"
+
+    @property
     def batches(self) -> Path:
         """Input files, result segments and output files."""
         return self.state / "batches"
