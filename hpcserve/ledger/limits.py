@@ -5,9 +5,13 @@ They are constants and no settings: nobody who runs hpcserve has a reason to cha
 
 from __future__ import annotations
 
-#: pauses between tries of one transaction, seconds: together 3.5, which covers a conflict with
-#: another process and a restart of PostgreSQL; after that the caller must know
-RETRY_PAUSES_S = (0.005, 0.02, 0.08, 0.4, 1.0, 2.0)
+#: pauses before a transaction that met a conflict runs again, seconds: others are through in
+#: milliseconds, and a caller whose own copy is stale should hear of it soon
+CONFLICT_PAUSES_S = (0.0, 0.005, 0.02, 0.08)
+
+#: pauses before a transaction that found no database runs again, seconds: together 3.5, which
+#: covers a restart of PostgreSQL; after that the caller must know
+OUTAGE_PAUSES_S = (0.02, 0.08, 0.4, 1.0, 2.0)
 
 #: how long one statement waits for another process's lock, seconds; longer than any of our
 #: transactions but for the closing of a batch of millions of lines

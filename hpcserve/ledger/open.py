@@ -16,7 +16,11 @@ def open_sql_ledger(address: str) -> SqlLedger:
     """Return the ledger at *address*; raise as `open_ledger` does."""
     url = parse(address)
     engine = connect(url)
-    check_revision(url, found_revision(url, engine))
+    try:
+        check_revision(url, found_revision(url, engine))
+    except BackendError:
+        engine.dispose()
+        raise
     if engine.dialect.name == "sqlite":
         # a second writer adds nothing but waiting
         return SqlLedger(engine, sqlite.Sqlite(), threads=1)

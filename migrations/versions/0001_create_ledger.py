@@ -22,8 +22,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
-        sa.UniqueConstraint("digest", name="uq_api_keys_digest"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
     )
     op.create_table(
         "batch_requests",
@@ -40,9 +40,9 @@ def upgrade() -> None:
         sa.Column("result_offset", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "state IN ('waiting', 'leased', 'completed', 'failed', 'cancelled', 'expired')",
-            name="ck_batch_requests_state",
+            name=op.f("ck_batch_requests_state"),
         ),
-        sa.PrimaryKeyConstraint("batch_seq", "line_no", name="pk_batch_requests"),
+        sa.PrimaryKeyConstraint("batch_seq", "line_no", name=op.f("pk_batch_requests")),
         postgresql_with={"fillfactor": 45},
         sqlite_with_rowid=False,
     )
@@ -82,11 +82,13 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "state IN ('validating', 'in_progress', 'finalizing', 'cancelling', "
             "'completed', 'failed', 'expired', 'cancelled')",
-            name="ck_batches_state",
+            name=op.f("ck_batches_state"),
         ),
-        sa.PrimaryKeyConstraint("seq", name="pk_batches"),
-        sa.UniqueConstraint("id", name="uq_batches_id"),
-        sa.UniqueConstraint("owner", "idempotency_key", name="uq_batches_owner_idempotency_key"),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_batches")),
+        sa.UniqueConstraint("id", name=op.f("uq_batches_id")),
+        sa.UniqueConstraint(
+            "owner", "idempotency_key", name=op.f("uq_batches_owner_idempotency_key")
+        ),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_batches_owner_seq", "batches", ["owner", "seq"])
@@ -99,7 +101,7 @@ def upgrade() -> None:
         sa.Column("asked_at", sa.BigInteger(), nullable=False),
         sa.Column("running", sa.Integer(), nullable=False),
         sa.Column("waiting", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("gateway_id", "model", name="pk_demand"),
+        sa.PrimaryKeyConstraint("gateway_id", "model", name=op.f("pk_demand")),
     )
     op.create_table(
         "events",
@@ -119,9 +121,9 @@ def upgrade() -> None:
         sa.Column("detail", sa.Text(), nullable=False),
         sa.CheckConstraint(
             "subject IN ('instance', 'batch', 'file', 'key', 'model', 'controller')",
-            name="ck_events_subject",
+            name=op.f("ck_events_subject"),
         ),
-        sa.PrimaryKeyConstraint("seq", name="pk_events"),
+        sa.PrimaryKeyConstraint("seq", name=op.f("pk_events")),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_events_event_subject_id_at", "events", ["event", "subject_id", "at"])
@@ -139,7 +141,7 @@ def upgrade() -> None:
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("is_ours", sa.Boolean(), nullable=False),
         sa.Column("mtime_ns", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_files"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
     )
     op.create_index("ix_files_expires_at", "files", ["expires_at"])
     op.create_index("ix_files_owner_created_at", "files", ["owner", "created_at"])
@@ -180,22 +182,24 @@ def upgrade() -> None:
             "end_reason IN ('scaled_in', 'drained', 'expired', 'preempted', "
             "'node_failed', 'out_of_memory', 'load_failed', 'crashed', "
             "'cancelled_outside', 'rejected', 'lost')",
-            name="ck_instances_end_reason",
+            name=op.f("ck_instances_end_reason"),
         ),
         sa.CheckConstraint(
             "ending IN ('scaled_in', 'drained', 'expired', 'preempted', "
             "'node_failed', 'out_of_memory', 'load_failed', 'crashed', "
             "'cancelled_outside', 'rejected', 'lost')",
-            name="ck_instances_ending",
+            name=op.f("ck_instances_ending"),
         ),
-        sa.CheckConstraint("role IN ('interactive', 'mixed', 'batch')", name="ck_instances_role"),
+        sa.CheckConstraint(
+            "role IN ('interactive', 'mixed', 'batch')", name=op.f("ck_instances_role")
+        ),
         sa.CheckConstraint(
             "state IN ('requested', 'queued', 'allocated', 'loading', 'ready', "
             "'unreachable', 'draining', 'stopping', 'ended')",
-            name="ck_instances_state",
+            name=op.f("ck_instances_state"),
         ),
-        sa.PrimaryKeyConstraint("id", name="pk_instances"),
-        sa.UniqueConstraint("token", name="uq_instances_token"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_instances")),
+        sa.UniqueConstraint("token", name=op.f("uq_instances_token")),
     )
     op.create_index("ix_instances_ended_at", "instances", ["ended_at"])
     op.create_index(
@@ -212,20 +216,20 @@ def upgrade() -> None:
         sa.Column("holder", sa.Text(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("slot = 1", name="ck_leadership_slot"),
-        sa.PrimaryKeyConstraint("slot", name="pk_leadership"),
+        sa.CheckConstraint("slot = 1", name=op.f("ck_leadership_slot")),
+        sa.PrimaryKeyConstraint("slot", name=op.f("pk_leadership")),
     )
     op.create_table(
         "notes",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name="pk_notes"),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_notes")),
     )
     op.create_table(
         "segments",
         sa.Column("number", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("path", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("number", name="pk_segments"),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_segments")),
         sqlite_autoincrement=True,
     )
     op.create_table(
@@ -244,14 +248,16 @@ def upgrade() -> None:
         sa.Column("first_result_at", sa.BigInteger(), nullable=True),
         sa.Column("validated_lines", sa.Integer(), server_default="0", nullable=False),
         sa.Column("validated_bytes", sa.BigInteger(), server_default="0", nullable=False),
-        sa.CheckConstraint("cancelled >= 0", name="ck_batch_counts_cancelled"),
-        sa.CheckConstraint("completed >= 0", name="ck_batch_counts_completed"),
-        sa.CheckConstraint("expired >= 0", name="ck_batch_counts_expired"),
-        sa.CheckConstraint("failed >= 0", name="ck_batch_counts_failed"),
-        sa.CheckConstraint("leased >= 0", name="ck_batch_counts_leased"),
-        sa.CheckConstraint("waiting >= 0", name="ck_batch_counts_waiting"),
-        sa.ForeignKeyConstraint(["batch_seq"], ["batches.seq"], name="fk_batch_counts_batch_seq"),
-        sa.PrimaryKeyConstraint("batch_seq", name="pk_batch_counts"),
+        sa.CheckConstraint("cancelled >= 0", name=op.f("ck_batch_counts_cancelled")),
+        sa.CheckConstraint("completed >= 0", name=op.f("ck_batch_counts_completed")),
+        sa.CheckConstraint("expired >= 0", name=op.f("ck_batch_counts_expired")),
+        sa.CheckConstraint("failed >= 0", name=op.f("ck_batch_counts_failed")),
+        sa.CheckConstraint("leased >= 0", name=op.f("ck_batch_counts_leased")),
+        sa.CheckConstraint("waiting >= 0", name=op.f("ck_batch_counts_waiting")),
+        sa.ForeignKeyConstraint(
+            ["batch_seq"], ["batches.seq"], name=op.f("fk_batch_counts_batch_seq")
+        ),
+        sa.PrimaryKeyConstraint("batch_seq", name=op.f("pk_batch_counts")),
         postgresql_with={"fillfactor": 10},
     )
     op.create_table(
@@ -265,9 +271,9 @@ def upgrade() -> None:
         sa.Column("last_line", sa.Integer(), nullable=False),
         sa.Column("open_lines", sa.Integer(), nullable=False),
         sa.Column("lapsed", sa.Boolean(), server_default=sa.false(), nullable=False),
-        sa.CheckConstraint("open_lines >= 0", name="ck_leases_open_lines"),
-        sa.ForeignKeyConstraint(["batch_seq"], ["batches.seq"], name="fk_leases_batch_seq"),
-        sa.PrimaryKeyConstraint("id", name="pk_leases"),
+        sa.CheckConstraint("open_lines >= 0", name=op.f("ck_leases_open_lines")),
+        sa.ForeignKeyConstraint(["batch_seq"], ["batches.seq"], name=op.f("fk_leases_batch_seq")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_leases")),
         sqlite_autoincrement=True,
     )
     op.create_index(

@@ -8,7 +8,7 @@ from typing import TypeVar
 from typing_extensions import override
 
 from hpcserve.errors import ConflictError
-from hpcserve.ledger.limits import RETRY_PAUSES_S
+from hpcserve.ledger.limits import CONFLICT_PAUSES_S
 from hpcserve.ledger.memory.journal import Journal
 from hpcserve.ledger.memory.requests import MemoryRequests
 from hpcserve.ledger.memory.shelves import Shelves
@@ -55,7 +55,7 @@ class MemoryLedger(Ledger):
     async def transact(self, work: Callable[[Tx], T]) -> T:
         # nothing runs beside it, so a conflict comes from what the work read earlier, and there is
         # nothing to wait for
-        for _ in RETRY_PAUSES_S:
+        for _ in CONFLICT_PAUSES_S:
             try:
                 return self._once(work)
             except ConflictError:

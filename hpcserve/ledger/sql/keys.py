@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, func, insert, literal, select, update
 from typing_extensions import override
 
 from hpcserve.domain.key import ApiKey
+from hpcserve.ledger.columns import Instant
 from hpcserve.ledger.sql.rows import each_row, to_row
 from hpcserve.ledger.tables import api_keys as table
 from hpcserve.ports.ledger import KeyStore
@@ -42,9 +43,7 @@ class SqlKeys(KeyStore):
             update(table)
             .where(table.c.id == key_id)
             # the first revocation is the one that counts
-            .values(
-                revoked_at=func.coalesce(table.c.revoked_at, now, type_=table.c.revoked_at.type)
-            )
+            .values(revoked_at=func.coalesce(table.c.revoked_at, literal(now, Instant())))
         )
         return revoked.rowcount == 1
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from hpcserve.errors import BackendError, ConflictError
 from hpcserve.ledger.dialect import Dialect
-from hpcserve.ledger.limits import POOL_SIZE, RETRY_PAUSES_S
+from hpcserve.ledger.limits import CONFLICT_PAUSES_S, OUTAGE_PAUSES_S, POOL_SIZE
 from hpcserve.ledger.sql.batches import SqlBatches
 from hpcserve.ledger.sql.events import SqlEvents
 from hpcserve.ledger.sql.files import SqlFiles, SqlSegments
@@ -62,16 +62,19 @@ class SqlLedger(Ledger):
     @override
     async def transact(self, work: Callable[[Tx], T]) -> T:
         loop = asyncio.get_running_loop()
-        for pause_s in RETRY_PAUSES_S:
+        after_conflict, after_outage = iter(CONFLICT_PAUSES_S), iter(OUTAGE_PAUSES_S)
+        while True:
             try:
                 return await loop.run_in_executor(self._threads, self._once, work)
             except ConflictError:
-                pass
+                pause_s = next(after_conflict, None)
+                if pause_s is None:
+                    raise
             except BackendError as error:
-                if not error.retryable or isinstance(error, CommitLostError):
+                pause_s = next(after_outage, None)
+                if pause_s is None or not error.retryable or isinstance(error, CommitLostError):
                     raise
             await asyncio.sleep(pause_s)  # noqa: TID251 - waits for a real database, in real time
-        return await loop.run_in_executor(self._threads, self._once, work)
 
     @override
     async def close(self) -> None:

@@ -33,15 +33,23 @@ class PostgresServer:
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://postgres@/{database}?host={self.folder}"
 
-    def database(self, name: str) -> str:
-        """Make an empty database and return its address."""
+    def database(self, name: str, *, like: str = "template1") -> str:
+        """Make a database as a copy of another, empty by default; return its address."""
         with self._connect() as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{like}"')
         return self.url(name)
 
     def drop(self, name: str) -> None:
         with self._connect() as connection:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def end_sessions(self) -> None:
+        """End every other session, as an administrator may."""
+        with self._connect() as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
 
     def size_bytes(self, name: str) -> int:
         with self._connect() as connection:
@@ -128,14 +136,8 @@ def _binary(name: str) -> Path:
 
 
 def _as_postgres() -> Sequence[str]:
+    # the server ends with its parent, whatever becomes of the tests
+    dies_with_us = ("setpriv", "--pdeathsig=INT")
     if os.getuid() != 0:
-        return ()
-    # the server dies with its parent, whatever becomes of the tests
-    return (
-        "setpriv",
-        "--reuid=postgres",
-        "--regid=postgres",
-        "--init-groups",
-        "--pdeathsig=INT",
-        "--",
-    )
+        return (*dies_with_us, "--")
+    return (*dies_with_us, "--reuid=postgres", "--regid=postgres", "--init-groups", "--")
