@@ -40,12 +40,15 @@ class Allocation:
     ) -> Allocation:
         """Read what Slurm, or submitit's local executor, says.
 
-        SLURM_JOB_END_TIME is there from Slurm 24.11 on; before, the limit asked for stands in.
+        SLURM_JOB_END_TIME is there from Slurm 24.11 on; before, the limit asked for stands in. A
+        local job may itself run inside a Slurm job, whose variables are not about it.
         """
-        end = env.get("SLURM_JOB_END_TIME", "")
+        is_local = env.get("SUBMITIT_EXECUTOR") == "local"
+        slurm = {} if is_local else env
+        end = slurm.get("SLURM_JOB_END_TIME", "")
         return cls(
-            job_id=env.get("SLURM_JOB_ID") or env.get("SUBMITIT_LOCAL_JOB_ID") or "",
-            node=env.get("SLURMD_NODENAME") or hostname,
+            job_id=env.get("SUBMITIT_LOCAL_JOB_ID" if is_local else "SLURM_JOB_ID", ""),
+            node=slurm.get("SLURMD_NODENAME", hostname),
             hostname=hostname,
             ends_at=(
                 datetime.fromtimestamp(int(end), UTC)

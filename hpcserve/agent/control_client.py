@@ -119,8 +119,9 @@ class ControlClient:
     async def _post(self, url: str, body: bytes, content_type: str) -> bytes:
         headers = {**self._headers, "content-type": content_type}
         try:
+            # a redirect would carry our key to wherever it points
             async with self._session.post(
-                url, data=body, headers=headers, timeout=self._timeout
+                url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
             ) as response:
                 answer = await response.content.read(-1)
                 status = response.status

@@ -44,8 +44,10 @@ def test_the_environment_of_slurm_and_of_submitits_local_executor() -> None:
     slurm = allocation(60, SLURMD_NODENAME="node7")
     assert (slurm.job_id, slurm.node, slurm.hostname) == ("7", "node7", "n1")
     assert (slurm.ends_at, slurm.is_certain) == (NOW + timedelta(seconds=60), True)
+    outer = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "node7", "SLURM_JOB_END_TIME": "1"}
+    own = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "4242"}
     local = Allocation.from_environment(
-        {"SUBMITIT_LOCAL_JOB_ID": "4242"}, hostname="n1", now=NOW, time_limit_s=600, notice_s=9
+        {**outer, **own}, hostname="n1", now=NOW, time_limit_s=600, notice_s=9
     )
     assert (local.job_id, local.node) == ("4242", "n1")
     assert (local.ends_at, local.is_certain) == (NOW + timedelta(seconds=600), False)
