@@ -3,7 +3,7 @@
 ===========================  =====================================================================
 `window`                     completion windows as clients write them
 `places`                     where files lie below the state folder
-`files`                      the Files API: uploads, registered paths, expiry
+`files`, `uploads`           the Files API: uploads, registered paths, expiry
 `batches`                    the Batches API: create, retrieve, list, cancel
 `input_file`                 an input that must be what it was when its owner handed it in
 `lines`, `envelope`          an input as blocks of lines; checking one line

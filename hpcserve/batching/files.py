@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
-from hpcserve.batching.input_file import look_at, require_size
-from hpcserve.batching.places import Places, publish
+from hpcserve.batching.input_file import look_at
+from hpcserve.batching.places import Places
+from hpcserve.batching.uploads import Upload
 from hpcserve.config.tree import Batching
 from hpcserve.domain.batch import InputFile
 from hpcserve.domain.lifecycle import Subject, Transition
-from hpcserve.errors import BackendError, RequestError
+from hpcserve.errors import RequestError
 from hpcserve.ports.clock import Clock, Ids
 from hpcserve.ports.ledger import Ledger, Tx
 
@@ -53,12 +53,7 @@ class Files:
         path = self._places.uploads / f"{file_id}.jsonl"
         opened = await asyncio.to_thread(path.with_suffix(".tmp").open, "xb")
         return Upload(
-            self,
-            owner=owner,
-            file_id=file_id,
-            path=path,
-            opened=opened,
-            max_bytes=self._settings.max_file_bytes,
+            path, opened, self._settings.max_file_bytes, partial(self._enter, owner, file_id)
         )
 
     async def register(self, owner: str, path: str, *, expires_after_s: int | None) -> InputFile:
@@ -143,14 +138,8 @@ class Files:
             await self._remove(file)
         return len(gone)
 
-    async def finish_upload(
-        self,
-        owner: str,
-        file_id: str,
-        path: Path,
-        *,
-        filename: str,
-        expires_after_s: int | None,
+    async def _enter(
+        self, owner: str, file_id: str, path: Path, filename: str, expires_after_s: int | None
     ) -> InputFile:
         """Enter an upload that is complete on disk."""
         found = await asyncio.to_thread(path.stat)
@@ -210,67 +199,6 @@ class Files:
             await asyncio.to_thread(Path(file.path).unlink, missing_ok=True)
 
 
-class Upload:
-    """A file on its way in: streamed to disk, complete or not there at all."""
-
-    def __init__(
-        self,
-        files: Files,
-        *,
-        owner: str,
-        file_id: str,
-        path: Path,
-        opened: BinaryIO,
-        max_bytes: int,
-    ) -> None:
-        self._files = files
-        self._owner = owner
-        self._file_id = file_id
-        self._path = path
-        self._opened = opened
-        self._max_bytes = max_bytes
-        self._size_bytes = 0
-
-    async def write(self, data: bytes) -> None:
-        """Append; raises RequestError beyond the size limit, BackendError when the disk is full."""
-        self._size_bytes += len(data)
-        require_size(self._size_bytes, self._max_bytes)
-        try:
-            await asyncio.to_thread(self._opened.write, data)
-        except OSError as error:
-            raise _disk(error) from error
-
-    async def finish(self, *, filename: str, expires_after_s: int | None) -> InputFile:
-        """Make it durable and enter it into the ledger."""
-        try:
-            await asyncio.to_thread(self._publish)
-        except OSError as error:
-            raise _disk(error) from error
-        return await self._files.finish_upload(
-            self._owner,
-            self._file_id,
-            self._path,
-            filename=filename,
-            expires_after_s=expires_after_s,
-        )
-
-    async def discard(self) -> None:
-        """Forget an upload that was not finished; does nothing to a finished one."""
-        await asyncio.to_thread(self._drop)
-
-    def _publish(self) -> None:
-        self._opened.flush()
-        os.fsync(self._opened.fileno())
-        self._opened.close()
-        publish(self._path.with_suffix(".tmp"), self._path)
-
-    def _drop(self) -> None:
-        try:
-            self._opened.close()
-        finally:
-            self._path.with_suffix(".tmp").unlink(missing_ok=True)
-
-
 def owned(tx: Tx, owner: str, file_id: str, *, param: str = "file_id") -> InputFile:
     """Return a file that is this owner's; what is somebody else's does not exist for others."""
     file = tx.files.get(file_id)
@@ -296,27 +224,7 @@ async def content(file: InputFile) -> Path:
     return path
 
 
-async def chunks_of(stream: AsyncIterator[bytes], size_bytes: int) -> AsyncIterator[bytes]:
-    """Join small pieces to blocks of about *size_bytes*, so that a thread is worth its switch."""
-    pending: list[bytes] = []
-    held = 0
-    async for piece in stream:
-        pending.append(piece)
-        held += len(piece)
-        if held >= size_bytes:
-            yield b"".join(pending)
-            pending, held = [], 0
-    if pending:
-        yield b"".join(pending)
-
-
 def _unknown(file_id: str, *, param: str) -> RequestError:
     return RequestError(
         f"No such File object: {file_id[:80]}.", http_status=404, code="file_not_found", param=param
-    )
-
-
-def _disk(error: OSError) -> BackendError:
-    return BackendError(
-        f"The upload cannot be stored ({error.strerror}); try again later.", retryable=True
     )

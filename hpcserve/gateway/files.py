@@ -14,9 +14,9 @@ from hpcserve.batching.files import (
     LIST_MAX,
     PURPOSE_INPUT,
     Files,
-    chunks_of,
     content,
 )
+from hpcserve.batching.uploads import chunks_of
 from hpcserve.domain.batch import InputFile
 from hpcserve.errors import RefusedError, RequestError
 from hpcserve.gateway.bodies import parsed

@@ -204,7 +204,7 @@ async def running(ledger: Ledger, root: Path, settings: Batching) -> AsyncIterat
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         working = asyncio.create_task(site.worker.run())
         try:
-            while not server.started:
+            while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
                 await asyncio.sleep(0.005)
             yield site
         finally:
