@@ -2,7 +2,8 @@
 
 Only faults count (EndReason.is_fault): walltime, preemption and scale-in are expected ends and
 neither count nor reset. A streak of faults begins anew behind an instance that became READY and
-did not end by a fault, and behind an operator's reset.
+did not end by a fault, and behind an operator's reset. An instance that is still ending by a fault
+counts already: its replacement waits too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def verdict(model: str, fleet: Fleet, settings: Controller, now: datetime) -> Ve
     if not streak:
         return Verdict(faults=0, retry_at=None, given_up=False, reason="")
     last, faults = streak[0], len(streak)
-    what = f"{model}: instance {last.id} ended {last.end_reason}: {last.message or last.job_state}"
+    what = f"{model}: instance {last.id} ended {last.end_reason or last.ending}: " + (
+        last.message or last.job_state
+    )
     if faults >= settings.failures_max:
         return Verdict(
             faults=faults,
@@ -60,10 +63,11 @@ def verdict(model: str, fleet: Fleet, settings: Controller, now: datetime) -> Ve
 def _streak(model: str, fleet: Fleet) -> list[Instance]:
     """Return the faults in a row, newest first."""
     fresh_after = fleet.forgiven_at.get(model)
-    ready = [i.ready_at for i in fleet.instances if i.model == model and i.ready_at is not None]
+    mine = [instance for instance in fleet.instances if instance.model == model]
+    streak = [i for i in reversed(mine) if i.ending is not None and i.ending.is_fault]
+    ready = [i.ready_at for i in mine if i.ready_at is not None and i not in streak]
     if ready:
         fresh_after = max([*ready, *([fresh_after] if fresh_after else [])])
-    streak: list[Instance] = []
     for ended in fleet.ended:
         if ended.model != model or ended.end_reason is None or ended.ended_at is None:
             continue

@@ -146,6 +146,11 @@ def test_a_fault_backs_off_and_then_one_is_tried():
     assert len(plan(a_fleet(a_fault(6), demand=wanted))) == 1
 
 
+def test_a_fault_backs_off_while_the_faulty_one_is_still_ending():
+    crashed = an_instance(state=InstanceState.STOPPING, ending=EndReason.CRASHED)
+    assert plan(a_fleet(crashed, demand={"m": a_demand(waiting=1)})) == ()
+
+
 def test_faults_in_a_row_give_the_model_up():
     faults = (a_fault(1000), a_fault(2000), a_fault(3000))
     assert plan(a_fleet(*faults, demand={"m": a_demand(waiting=1)})) == ()
