@@ -150,7 +150,7 @@ class Gateway:
     keys_cached_max: int = 10_000
     #: unknown keys that are looked up at the same time; more are told to come again
     key_lookups_max: int = 64
-    #: how an instance is picked: least_loaded, round_robin
+    #: how an instance is picked: least_loaded, packing, affinity, slo_headroom, round_robin
     router: str = "least_loaded"
     #: between two reports of demand to the controller, s
     demand_s: float = 1.0

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from hpcserve.config.tree import Gateway as GatewaySettings
 from hpcserve.domain.credentials import engine_key
 from hpcserve.domain.fleet import Demand
 from hpcserve.domain.instance import Instance, InstanceState
+from hpcserve.domain.load import EngineLoad
 from hpcserve.domain.model import Model
 from hpcserve.errors import HpcserveError
 from hpcserve.gateway.access_log import AccessLog
 from hpcserve.gateway.envelope import Refusal
 from hpcserve.gateway.key_cache import KeyCache
-from hpcserve.gateway.metrics import Metrics
+from hpcserve.gateway.metrics import BUCKETS_S, Metrics
 from hpcserve.gateway.table import ModelView, Snapshot, observe
 from hpcserve.gateway.upstream import Pool
 from hpcserve.policy.admission.fair_queue import FairQueue
+from hpcserve.policy.routing.eligible import eligible
+from hpcserve.policy.routing.fit import READINGS_MAX, Line, Reading, fit, reading
 from hpcserve.policy.routing.registry import policy
 from hpcserve.policy.routing.seat import Ask
 from hpcserve.ports.clock import Clock
@@ -28,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: `retry-after` while nobody knows how long a start takes, s: short enough that clients do retry
 UNKNOWN_ETA_S = 15.0
+#: requests before their durations say how much headroom one needs
+USUAL_REQUESTS_MIN = 20
 #: models that a 404 lists; more would be no help
 KNOWN_SHOWN = 50
 
@@ -106,6 +113,9 @@ class Dispatch:
         self._policy = policy(settings.router)
         self._pools: dict[str, Pool] = {}
         self._load_s: dict[str, float] = {}
+        self._loads: dict[str, EngineLoad] = {}
+        self._readings: dict[str, deque[Reading]] = {}
+        self._lines: dict[str, Line] = {}
         self._request_number = 0
         self._request_prefix = f"req-{gateway_id}-".encode()
         empty = observe(catalog(), (), {}, clock.now())
@@ -116,6 +126,8 @@ class Dispatch:
         self.wall_offset_s = clock.now().timestamp() - clock.monotonic_s()
         #: the ledger answered the last look
         self.ledger_answers = True
+        #: requests that are alike are to meet again
+        self.wants_affinity = settings.router == "affinity"
         #: the table has been read at least once
         self.observed = False
 
@@ -135,7 +147,25 @@ class Dispatch:
             if instance.state is InstanceState.READY and instance.ready_at and instance.started_at:
                 load = (instance.ready_at - instance.started_at).total_seconds()
                 self._load_s[instance.model] = load
-        self._apply(observe(self._catalog(), live, self._load_s, self.clock.now()))
+        lines = self._learn(live)
+        self._apply(observe(self._catalog(), live, self._load_s, self.clock.now(), lines))
+
+    def _learn(self, live: Iterable[Instance]) -> Mapping[str, Line]:
+        """Take new reports of the engines into the fits; return the line of each model."""
+        loads = {each.id: each.load for each in live if each.load is not None}
+        for instance in live:
+            before, after = self._loads.get(instance.id), loads.get(instance.id)
+            if before is None or after is None or before.at == after.at:
+                continue
+            seen = reading(before, after)
+            if seen is not None:
+                readings = self._readings.setdefault(instance.model, deque(maxlen=READINGS_MAX))
+                readings.append(seen)
+                line = fit(readings)
+                if line is not None:
+                    self._lines[instance.model] = line
+        self._loads = loads
+        return self._lines
 
     def _apply(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -143,9 +173,11 @@ class Dispatch:
         lanes: dict[str, Lane] = {}
         for name, view in snapshot.models.items():
             lane = lanes[name] = self.lanes.get(name) or Lane(view, self.settings)
-            lane.view = view
-            lane.pools = tuple(self._pool(instance) for instance in view.instances)
-            pools.update((pool.instance_id, pool) for pool in lane.pools)
+            every = [self._pool(instance) for instance in view.instances]
+            pools.update((pool.instance_id, pool) for pool in every)
+            kept = eligible(view.seats, self._usual_request_s(name))
+            lane.view = replace(view, seats=tuple(view.seats[index] for index in kept))
+            lane.pools = tuple(every[index] for index in kept)
         for gone in self._pools.keys() - pools.keys():
             self._pools[gone].close()
         self._pools = pools
@@ -153,6 +185,13 @@ class Dispatch:
         self.lanes = lanes
         for lane in lanes.values():
             self.serve_waiting(lane)
+
+    def _usual_request_s(self, model: str) -> float:
+        """Return the p95 of this model's requests; 0 while too few were seen."""
+        seen = self.metrics.duration.get(model)
+        if seen is None or sum(seen.counts) < USUAL_REQUESTS_MIN:
+            return 0.0
+        return min(seen.quantile_s(0.95), BUCKETS_S[-1])
 
     def _pool(self, instance: Instance) -> Pool:
         known = self._pools.get(instance.id)
@@ -171,7 +210,9 @@ class Dispatch:
 
     # decide
 
-    def choose(self, lane: Lane, tokens: int, tried: Collection[str]) -> Pool | None:
+    def choose(
+        self, lane: Lane, tokens: int, tried: Collection[str], affinity: int | None = None
+    ) -> Pool | None:
         """Return the instance that gets a request next; None: there is none with room."""
         pools = lane.pools
         seats = lane.view.seats
@@ -179,7 +220,7 @@ class Dispatch:
             return None
         lane.turn += 1
         if not tried and not lane.suspects:
-            pool = pools[self._policy(Ask(lane.turn, tokens), seats, pools)]
+            pool = pools[self._policy(Ask(lane.turn, tokens, affinity), seats, pools)]
             if pool.requests < seats[0].slots:
                 return pool
         left = self._left(lane, tried)
@@ -187,7 +228,7 @@ class Dispatch:
             return None
         pools = tuple(pools[index] for index in left)
         seats = tuple(seats[index] for index in left)
-        return pools[self._policy(Ask(lane.turn, tokens), seats, pools)]
+        return pools[self._policy(Ask(lane.turn, tokens, affinity), seats, pools)]
 
     def _left(self, lane: Lane, tried: Collection[str]) -> list[int]:
         """Return which seats have room, were not tried, and have not failed lately.

@@ -22,6 +22,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 4
 #: answer that a request without a limit is expected to get, tokens
 _USUAL_ANSWER_TOKENS = 256
+#: beginning of a body that tells conversations apart, bytes; most carry the same system prompt
+_PREFIX_BYTES = 1024
 #: bodies up to here are sent in one piece with their head, bytes
 _JOINED_BYTES = 16_384
 
@@ -310,7 +313,8 @@ class Exchange:
         lane = self._lane
         assert lane is not None
         dispatch = self._dispatch
-        pool = dispatch.choose(lane, self._tokens, self._tried)
+        affinity = self._affinity() if dispatch.wants_affinity else None
+        pool = dispatch.choose(lane, self._tokens, self._tried, affinity)
         if pool is not None:
             self._attempt_at(pool)
         elif self._continuation is not None:
@@ -322,6 +326,18 @@ class Exchange:
             self._hold(lane)
         else:
             self._answer(dispatch.starting(lane).answer(), REFUSED)
+
+    def _affinity(self) -> int:
+        """Return what this request shares with others of its conversation.
+
+        The session that the client names, or the beginning of the body: a conversation repeats all
+        that was said before, so its requests begin alike.
+        """
+        for name in ("session_id", "prompt_cache_key"):
+            session = self._fields.get(name)
+            if isinstance(session, str):
+                return zlib.crc32(session.encode())
+        return zlib.crc32(self._body[:_PREFIX_BYTES])
 
     def _hold(self, lane: Lane) -> None:
         """Wait for a cold model as the client asked; a stream is kept alive meanwhile."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from math import inf
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -38,6 +39,16 @@ class Histogram:
         """Add one observation."""
         self.counts[bisect_left(BUCKETS_S, seconds)] += 1
         self.sum_s += seconds
+
+    def quantile_s(self, share: float) -> float:
+        """Return an upper bound of the quantile; infinite when it lies in the last bucket."""
+        wanted = share * sum(self.counts)
+        total = 0
+        for bound, count in zip((*BUCKETS_S, inf), self.counts, strict=True):
+            total += count
+            if total >= wanted > 0:
+                return bound
+        return 0.0
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return Prometheus's buckets."""

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
+from types import MappingProxyType
 
 from hpcserve.domain.instance import STARTING, Instance, InstanceState
 from hpcserve.domain.model import Model
+from hpcserve.policy.routing.fit import Line
 from hpcserve.policy.routing.seat import Seat
 
 
@@ -70,6 +72,7 @@ def observe(
     live: Sequence[Instance],
     load_s: Mapping[str, float],
     now: datetime,
+    lines: Mapping[str, Line] = MappingProxyType({}),
 ) -> Snapshot:
     """Return the snapshot of *live* instances.
 
@@ -78,6 +81,7 @@ def observe(
         live: instances that are not ENDED.
         load_s: last observed time from an allocation's start to READY, by model.
         now: for headroom and ETA.
+        lines: fitted inter-token latency, by model.
 
     """
     by_model: dict[str, list[Instance]] = {name: [] for name in catalog}
@@ -86,31 +90,37 @@ def observe(
             by_model[instance.model].append(instance)
     return Snapshot(
         models={
-            name: _view(catalog[name], instances, load_s.get(name), now)
+            name: _view(catalog[name], instances, load_s.get(name), now, lines.get(name))
             for name, instances in by_model.items()
         }
     )
 
 
 def _view(
-    model: Model, instances: Sequence[Instance], load_s: float | None, now: datetime
+    model: Model,
+    instances: Sequence[Instance],
+    load_s: float | None,
+    now: datetime,
+    line: Line | None,
 ) -> ModelView:
     serving = tuple(i for i in instances if i.state is InstanceState.READY and i.base_url)
     return ModelView(
         name=model.name,
-        seats=tuple(_seat(model, instance, now) for instance in serving),
+        seats=tuple(_seat(model, instance, now, line) for instance in serving),
         instances=serving,
         standing=_standing(instances, load_s, now),
         context_tokens=model.max_model_len,
     )
 
 
-def _seat(model: Model, instance: Instance, now: datetime) -> Seat:
+def _seat(model: Model, instance: Instance, now: datetime, line: Line | None) -> Seat:
     ends_at = instance.ends_at
     return Seat(
         instance_id=instance.id,
         headroom_s=inf if ends_at is None else (ends_at - now).total_seconds(),
         slots=max(1, model.max_num_seqs),
+        itl_base_ms=line.base_ms if line else 0.0,
+        itl_per_request_ms=line.per_request_ms if line else 0.0,
         itl_slo_ms=model.itl_slo_ms,
     )
 

@@ -6,12 +6,18 @@ import difflib
 from collections.abc import Mapping
 
 from hpcserve.errors import ConfigError
+from hpcserve.policy.routing.affinity import affinity
 from hpcserve.policy.routing.least_loaded import least_loaded
+from hpcserve.policy.routing.packing import packing
 from hpcserve.policy.routing.round_robin import round_robin
 from hpcserve.policy.routing.seat import Policy
+from hpcserve.policy.routing.slo_headroom import slo_headroom
 
 POLICIES: Mapping[str, Policy] = {
     "least_loaded": least_loaded,
+    "packing": packing,
+    "affinity": affinity,
+    "slo_headroom": slo_headroom,
     "round_robin": round_robin,
 }
 
