@@ -7,8 +7,11 @@ retried, bounded), so it must have no effect but through its Tx. It never blocks
 Rules that every adapter keeps, and the contract suite checks:
 
 - `save` compares `version` and raises ConflictError when the row has moved on (transact retries).
+  So does `add` when there is a row with the same id or key.
 - A transition given to `add` or `save` is stored as an event in the same transaction.
-- Results are accepted only under a live lease: `settle` names the lines that it took.
+- Results are accepted only under a lease that has not lapsed: `settle` names the lines that it
+  took. A lease whose time is over stays its holder's until `lapse` takes the lines back; only then
+  is the holder fenced. So work that is done is not thrown away for a late heartbeat.
 - `batches.get(...).counts` always equals a count of the request rows.
 """
 
@@ -57,11 +60,18 @@ class InstanceStore(Protocol):
         ...
 
     def save(self, instance: Instance, *transitions: Transition) -> None:
-        """Update one, append its transitions; `version` must be the stored one."""
+        """Update one, append its transitions; `version` must be the stored one.
+
+        A heartbeat that came since the instance was read stays: `heard_at` and `busy_at` never go
+        back, and `load` stays with the later `heard_at`.
+        """
         ...
 
     def heard(self, instance_id: str, at: datetime, load: EngineLoad | None, *, busy: bool) -> None:
-        """Note a heartbeat: no transition, no version; ended instances stay as they are."""
+        """Note a heartbeat: no transition, no version; ended instances stay as they are.
+
+        None keeps the last reading of the load, which carries its own time.
+        """
         ...
 
 
@@ -129,7 +139,10 @@ class BatchStore(Protocol):
         ...
 
     def save(self, batch: Batch, *transitions: Transition) -> None:
-        """Update one but for `counts` and `usage`, which are the ledger's own."""
+        """Update one but for what the ledger keeps itself.
+
+        That is `counts`, `usage`, `first_result_at`, and the progress of its validation.
+        """
         ...
 
     def progress(self, batch_id: str, *, lines: int, size_bytes: int) -> None:
@@ -159,7 +172,7 @@ class RequestStore(Protocol):
         ...
 
     def renew(self, instance_id: str, now: datetime, ttl_s: float) -> tuple[int, ...]:
-        """Extend this instance's live leases; return their ids."""
+        """Extend this instance's leases that still hold lines; return their ids."""
         ...
 
     def settle(
@@ -167,7 +180,8 @@ class RequestStore(Protocol):
     ) -> frozenset[int]:
         """Commit results of lines that this lease still holds; return the line numbers taken.
 
-        Raises FencedError when the lease is not live any more.
+        Raises FencedError when the lease has lapsed or is another instance's. Lines that are
+        settled, released or closed already are not taken; saying the same twice does no harm.
         """
         ...
 
@@ -243,7 +257,11 @@ class DemandStore(Protocol):
         ...
 
     def read(self, since: datetime) -> tuple[Demand, ...]:
-        """Return demand summed over gateways; counts older than *since* count as zero."""
+        """Return demand summed over gateways; counts older than *since* count as zero.
+
+        A count is as old as its `asked_at`, so a gateway reports `asked_at` as now while it has
+        requests running or waiting.
+        """
         ...
 
 
@@ -261,7 +279,11 @@ class LeaderStore(Protocol):
     """Which controller leads."""
 
     def acquire(self, holder: str, now: datetime, ttl_s: float) -> Leadership | None:
-        """Take or renew leadership; None while another's is live."""
+        """Take or renew leadership; None while another's is live.
+
+        A live leadership of the same holder is renewed; anything else is a new one, with the next
+        fence.
+        """
         ...
 
     def check(self, leadership: Leadership, now: datetime) -> None:
@@ -347,7 +369,11 @@ class Ledger(Protocol):
     """The ledger of a site."""
 
     async def transact(self, work: Callable[[Tx], T]) -> T:
-        """Run *work* in one transaction; retry conflicts a bounded number of times."""
+        """Run *work* in one transaction; retry conflicts a bounded number of times.
+
+        Raises ConflictError when they last, and BackendError (retryable) when the database stays
+        away. A commit whose answer was lost is not retried: look whether it counts.
+        """
         ...
 
     async def close(self) -> None:

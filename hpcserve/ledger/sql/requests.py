@@ -70,8 +70,14 @@ class RequestStatements:
         held = and_(lines.c.lease_id == lease, lines.c.state == RequestState.LEASED)
         named = _is(dialect.named(seq))
 
+        some_again = select(lines.c.line_no).where(lines.c.handed_back, in_batch).exists()
         self.lock_counts = (
-            select(counts.c.next_line, counts.c.waiting, counts.c.leased)
+            select(
+                counts.c.next_line,
+                counts.c.waiting,
+                counts.c.leased,
+                some_again.label("some_again"),
+            )
             .where(counts.c.batch_seq == seq)
             .with_for_update()
         )
@@ -306,14 +312,18 @@ class SqlRequests(RequestStore):
         stand = execute(self._do.lock_counts, {"seq": seq}).one_or_none()
         if stand is None or not stand.waiting or limit < 1:
             return None
-        again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).all()
-        fresh = again[:0]
+        again: Sequence[tuple[int, int, int, int]] = ()
+        fresh: Sequence[tuple[int, int, int, int]] = ()
+        if stand.some_again:
+            again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).tuples().all()
         if len(again) < limit:
-            fresh = execute(
-                self._do.choose_fresh,
-                {"seq": seq, "next": stand.next_line, "limit": limit - len(again)},
-            ).all()
-        chosen = sorted((*again, *fresh))
+            which = {"seq": seq, "next": stand.next_line, "limit": limit - len(again)}
+            fresh = execute(self._do.choose_fresh, which).tuples().all()
+        if not again and not fresh:
+            # all that waits was handed back while the first statement waited for its lock
+            again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).tuples().all()
+        chosen = sorted((*again, *fresh)) if again else fresh
+        next_line = fresh[-1][0] + 1 if fresh else stand.next_line
         n = len(chosen)
         expires_at = now + timedelta(seconds=ttl_s)
         lease_id = execute(
@@ -323,8 +333,8 @@ class SqlRequests(RequestStore):
                 "instance": instance_id,
                 "now": now,
                 "until": expires_at,
-                "first": chosen[0].line_no,
-                "last": chosen[-1].line_no,
+                "first": chosen[0][0],
+                "last": chosen[-1][0],
                 "n": n,
             },
         ).scalar_one()
@@ -333,12 +343,11 @@ class SqlRequests(RequestStore):
             {
                 "seq": seq,
                 "lease": lease_id,
-                "numbers": self._dialect.numbers([line.line_no for line in chosen]),
+                "numbers": self._dialect.numbers([line[0] for line in chosen]),
             },
         )
         # -1: SQLite's driver does not count what a statement with a CTE changed
         assert taken.rowcount in (n, -1), "a waiting line changed under its batch's lock"
-        next_line = fresh[-1].line_no + 1 if fresh else stand.next_line
         execute(self._do.count_leased, {"seq": seq, "n": n, "next": next_line})
         return Lease(
             id=lease_id,
@@ -390,7 +399,9 @@ class SqlRequests(RequestStore):
                     "lease": lease_id,
                     **self._dialect.outcome_parameters(tuple(by_line.values())),
                 },
-            ).scalars()
+            )
+            .scalars()
+            .all()
         )
         if not taken:
             return taken

@@ -1,7 +1,7 @@
 """A process that leases and settles lines of `batch-1` until none is left.
 
-Usage: writer.py URL INSTANCE LIMIT. It prints the lines of each settled lease once they are committed,
-so that whoever kills it knows what must have survived.
+Usage: writer.py URL INSTANCE LIMIT. It prints the lines of each lease when their results are
+committed, so that whoever kills it knows what must have survived.
 """
 
 from __future__ import annotations
