@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
         os.close(tell)
         return 0 if os.read(ready, 1) else 1
     os.close(ready)
-    _detach(Path(log))
+    _detach(Path(log), keep=tell)
     env = dict(os.environ, SUBMITIT_LOCAL_JOB_ID=str(os.getpid()))
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = gpus
@@ -124,9 +124,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _detach(log: Path) -> None:
-    """Leave the caller's session and its pipes; write to the job's log."""
+def _detach(log: Path, *, keep: int) -> None:
+    """Leave the caller's session and its pipes; write to the job's log.
+
+    uvloop leaves further copies of its pipes in a child; with one open the caller never hears that
+    we have returned.
+    """
     os.setsid()
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if number > 2 and number != keep:  # noqa: PLR2004 - the standard streams
+            with contextlib.suppress(OSError):
+                os.close(number)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -10,19 +10,14 @@ from pathlib import Path
 
 from fastapi import APIRouter
 
-from hpcserve.batching.batches import Batches
-from hpcserve.batching.leasing import Leasing
-from hpcserve.batching.results import Results
-from hpcserve.batching.segments import Segments
-from hpcserve.batching.settling import Settling
-from hpcserve.errors import BackendError, ConfigError
+from hpcserve.batching.services import BatchServices, services
+from hpcserve.errors import BackendError
 from hpcserve.gateway import batches, files, keys, operations, status
 from hpcserve.gateway.access_log import AccessLog
 from hpcserve.gateway.control import control_router
 from hpcserve.gateway.control_service import ControlService
 from hpcserve.gateway.dispatch import Dispatch
 from hpcserve.gateway.server import GatewayServer
-from hpcserve.policy.packing.registry import PACKERS, Packer
 from hpcserve.ports.notes import LISTENING
 from hpcserve.wiring.world import World
 
@@ -35,6 +30,13 @@ PRESENCE_S = 5.0
 async def run_gateway(world: World, stop: asyncio.Event, wake: Callable[[], None]) -> None:
     """Serve until *stop*; *wake* makes the controller look soon."""
     config, paths = world.config, world.paths
+    batch = services(
+        ledger=world.ledger,
+        clock=world.clock,
+        ids=world.ids,
+        settings=config.batching,
+        root=paths.batches,
+    )
     dispatch = Dispatch(
         gateway_id=world.ids.new("gw"),
         settings=config.gateway,
@@ -51,7 +53,7 @@ async def run_gateway(world: World, stop: asyncio.Event, wake: Callable[[], None
         socket_path=paths.socket(config),
         gateways_dir=paths.gateways,
         admin_uids=frozenset({0, os.getuid()}),
-        routers=_routers(world, wake),
+        routers=_routers(world, batch, wake),
     )
     aside = [asyncio.create_task(part) for part in (_presence(world), _stop_when(stop, server))]
     try:
@@ -60,53 +62,35 @@ async def run_gateway(world: World, stop: asyncio.Event, wake: Callable[[], None
         for task in aside:
             task.cancel()
         await asyncio.gather(*aside, return_exceptions=True)
+        batch.close()
 
 
-def _routers(world: World, wake: Callable[[], None]) -> tuple[APIRouter, ...]:
+def _routers(world: World, batch: BatchServices, wake: Callable[[], None]) -> tuple[APIRouter, ...]:
     ledger, clock, ids, config = world.ledger, world.clock, world.ids, world.config
-    segments = Segments(
-        ledger=ledger, clock=clock, ids=ids, settings=config.batching, places=world.places
-    )
-    settling = Settling(ledger=ledger, clock=clock, settings=config.batching, segments=segments)
-    work = Leasing(
-        ledger=ledger,
-        clock=clock,
-        settings=config.batching,
-        settling=settling,
-        packer=_packer(world),
-    )
     control = ControlService(
         ledger=ledger,
-        work=work,
+        work=batch.work,
         clock=clock,
         lease_ttl_s=config.batching.lease_ttl_s,
         wake=wake,
     )
-    settings, stored = config.batching, world.files()
     return (
         control_router(control, secret=world.secret, max_body_bytes=config.agent.call_max_bytes),
         files.routes(
-            stored,
-            block_bytes=settings.read_block_bytes,
+            batch.files,
+            block_bytes=config.batching.read_block_bytes,
             server_uid=os.getuid(),
         ),
         batches.routes(
-            Batches(ledger=ledger, clock=clock, ids=ids, settings=settings),
-            stored,
-            Results(ledger=ledger, settings=settings),
-            window_default=settings.window_default,
+            batch.batches,
+            batch.files,
+            batch.results,
+            window_default=config.batching.window_default,
         ),
         status.routes(ledger=ledger, clock=clock, catalog=world.catalog),
         keys.routes(ledger=ledger, clock=clock, ids=ids),
         operations.routes(ledger=ledger, clock=clock, catalog=world.catalog, wake=wake),
     )
-
-
-def _packer(world: World) -> Packer:
-    name = world.config.batching.packing
-    if name not in PACKERS:
-        raise ConfigError(f"[batching] packing is {name!r}; choose one of {', '.join(PACKERS)}")
-    return PACKERS[name]
 
 
 async def _presence(world: World) -> None:

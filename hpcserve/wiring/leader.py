@@ -10,11 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from hpcserve import __version__
-from hpcserve.batching.finalise import Finaliser
-from hpcserve.batching.intake import Intake
-from hpcserve.batching.losses import Losses
-from hpcserve.batching.sweep import Sweep
-from hpcserve.batching.worker import BatchWorker, Parts
+from hpcserve.batching.services import worker
+from hpcserve.batching.worker import BatchWorker
 from hpcserve.controller.act import Actor
 from hpcserve.controller.loop import Controller
 from hpcserve.controller.observe import Observer
@@ -101,47 +98,19 @@ def _scaler(world: World) -> Scaler:
 
 
 def _batch_worker(world: World, controller: Controller) -> BatchWorker:
-    ledger, clock, settings = world.ledger, world.clock, world.config.batching
-
     def describe(model: str) -> Mapping[str, object]:
         known = world.catalog().get(model)
         return {} if known is None else asdict(known)
 
-    parts = Parts(
-        intake=Intake(
-            ledger=ledger,
-            clock=clock,
-            settings=settings,
-            places=world.places,
-            models=world.catalog,
-        ),
-        finaliser=Finaliser(
-            ledger=ledger,
-            clock=clock,
-            ids=world.ids,
-            settings=settings,
-            places=world.places,
-            version=__version__,
-            describe=describe,
-        ),
-        losses=Losses(
-            ledger=ledger,
-            clock=clock,
-            settings=settings,
-            ended_max=world.config.controller.ended_shown,
-        ),
-        sweep=Sweep(
-            ledger=ledger,
-            clock=clock,
-            settings=settings,
-            places=world.places,
-            files=world.files(),
-        ),
-    )
-    return BatchWorker(
-        ledger=ledger,
-        clock=clock,
-        settings=settings,
-        parts=parts,
+    return worker(
+        ledger=world.ledger,
+        clock=world.clock,
+        ids=world.ids,
+        settings=world.config.batching,
+        root=world.paths.batches,
         leadership=lambda: controller.leadership,
+        models=world.catalog,
+        describe=describe,
+        version=__version__,
+        ended_max=world.config.controller.ended_shown,
     )

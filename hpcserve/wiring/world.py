@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from hpcserve.batching.files import Files
-from hpcserve.batching.places import Places
 from hpcserve.config import Config
 from hpcserve.domain.model import Model
 from hpcserve.ledger import open_ledger
@@ -24,34 +22,20 @@ class World:
 
     config: Config
     paths: Paths
-    places: Places
     secret: bytes
     catalog: Callable[[], Mapping[str, Model]]
     ledger: Ledger
     clock: Clock
     ids: Ids
 
-    def files(self) -> Files:
-        """Return the service behind `/v1/files`."""
-        return Files(
-            ledger=self.ledger,
-            clock=self.clock,
-            ids=self.ids,
-            settings=self.config.batching,
-            places=self.places,
-        )
-
 
 def open_world(config: Config) -> World:
     """Open everything that the configuration names; raise ConfigError or BackendError."""
     paths = open_site(config)
-    places = Places(paths.batches)
-    places.make()
     engine = replace(config.engine, vllm=engine_command(config.engine, os.environ))
     return World(
         config=replace(config, engine=engine),
         paths=paths,
-        places=places,
         secret=read_secret(paths),
         catalog=Catalog(config),
         ledger=open_ledger(ledger_url(config, paths)),

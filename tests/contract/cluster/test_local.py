@@ -4,10 +4,12 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from hpcserve.domain.job import EndReason, JobPhase
 from hpcserve.errors import BackendError
@@ -75,6 +77,20 @@ class TestLocal(ClusterContract):
         assert (view.phase, view.end_reason) == (JobPhase.GONE, EndReason.NODE_FAILED)
         # and it is left alone
         await site.cluster().cancel([str(os.getpid())])
+
+    def test_a_submission_returns_at_once_on_uvloop_too(self, site: LocalSite) -> None:
+        cluster, spec = site.cluster(), site.spec()
+
+        async def submit_and_cancel() -> float:
+            start = time.monotonic()
+            job_id = await submitted(cluster, spec)
+            took_s = time.monotonic() - start
+            await cluster.cancel([job_id])
+            await gone(cluster, spec, site.end_s)
+            return took_s
+
+        # the job runs on; a pipe of ours that it inherited would hold us for as long
+        assert uvloop.run(submit_and_cancel()) < site.start_s / 2
 
     async def test_a_record_that_cannot_be_read_is_named(self, site: LocalSite) -> None:
         folder = site.folder / "jobs" / "inst-1"
