@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from operator import itemgetter
 
 from sqlalchemy import (
     CTE,
@@ -312,17 +313,17 @@ class SqlRequests(RequestStore):
         stand = execute(self._do.lock_counts, {"seq": seq}).one_or_none()
         if stand is None or not stand.waiting or limit < 1:
             return None
-        again: Sequence[tuple[int, int, int, int]] = ()
-        fresh: Sequence[tuple[int, int, int, int]] = ()
+        again: Sequence[Sequence[int]] = ()
+        fresh: Sequence[Sequence[int]] = ()
         if stand.some_again:
-            again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).tuples().all()
+            again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).all()
         if len(again) < limit:
             which = {"seq": seq, "next": stand.next_line, "limit": limit - len(again)}
-            fresh = execute(self._do.choose_fresh, which).tuples().all()
+            fresh = execute(self._do.choose_fresh, which).all()
         if not again and not fresh:
             # all that waits was handed back while the first statement waited for its lock
-            again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).tuples().all()
-        chosen = sorted((*again, *fresh)) if again else fresh
+            again = execute(self._do.choose_again, {"seq": seq, "limit": limit}).all()
+        chosen = sorted((*again, *fresh), key=itemgetter(0)) if again else fresh
         next_line = fresh[-1][0] + 1 if fresh else stand.next_line
         n = len(chosen)
         expires_at = now + timedelta(seconds=ttl_s)
