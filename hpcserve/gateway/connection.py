@@ -23,7 +23,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qs, unquote
 
 import httptools
@@ -38,9 +38,11 @@ from hpcserve.errors import HpcserveError
 from hpcserve.gateway.dispatch import Dispatch
 from hpcserve.gateway.envelope import Answer, answer_to, error_answer
 from hpcserve.gateway.exchange import Exchange, too_large
+from hpcserve.gateway.forwarding import Headers, forwarded
+from hpcserve.gateway.head_memo import HeadMemo
 from hpcserve.gateway.identity import Identity, Via, unidentified
-from hpcserve.gateway.key_cache import credential
-from hpcserve.gateway.routes import ROUTES
+from hpcserve.gateway.key_cache import credential, digest_of
+from hpcserve.gateway.routes import ROUTES, Route
 
 if TYPE_CHECKING:
     from uvicorn._types import HTTPScope
@@ -58,6 +60,17 @@ class _Refused(Exception):  # noqa: N818 - unwinds the parser, never leaves this
     def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
+
+
+class _Repeat(NamedTuple):
+    """What the head of the last request was parsed to."""
+
+    head: HeadMemo
+    route: Route
+    headers: Headers
+    passed: bytes
+    digest: str
+    wait_s: float
 
 
 class Cycle:
@@ -105,6 +118,10 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._came_bytes = 0
+        #: the inference request whose head came last; its key's digest; what it was parsed to
+        self._parsed: Exchange | None = None
+        self._digest = ""
+        self._memo: _Repeat | None = None
         self._in_head = False
         self._expects_continue = False
         #: the server ends: no further request on this connection
@@ -142,8 +159,22 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._waiting_s = 0.0
+        between = not (self._turns or self._in_head or self._receiving)
+        if between and self._memo is not None:
+            body = self._memo.head.body_of(data)
+            if body is not None:
+                self._repeat(self._memo, body)
+                return
         # counts from the last request's end on: exact while a head is incomplete
         self._came_bytes = self._came_bytes + len(data) if self._in_head else len(data)
+        if self._parse(data):
+            if between:
+                self._remember(data)
+            if self._in_head and self._came_bytes > self._dispatch.settings.max_header_bytes:
+                self._refuse(self._head_too_large())
+
+    def _parse(self, data: bytes) -> bool:
+        """Feed the parser, whose callbacks do the work; False when the connection ends."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -161,8 +192,8 @@ class Connection(asyncio.Protocol):
                 error_answer(400, f"This is not HTTP as it should be: {error}", code="bad_request")
             )
         else:
-            if self._in_head and self._came_bytes > self._dispatch.settings.max_header_bytes:
-                self._refuse(self._head_too_large())
+            return True
+        return False
 
     @override
     def eof_received(self) -> None:
@@ -231,9 +262,11 @@ class Connection(asyncio.Protocol):
                 self,
                 route,
                 self._headers,
+                passed=forwarded(self._headers),
                 version_1_0=self._parser.get_http_version() == "1.0",
                 keep_alive=self._parser.should_keep_alive(),
             )
+            self._parsed = exchange
             self._admit(exchange, fields)
             wait = fields.get(b"hpcserve-wait")
             if query and wait is None:
@@ -282,16 +315,59 @@ class Connection(asyncio.Protocol):
             if key is None:
                 exchange.refuse_later(answer_to(unidentified()))
             else:
-                entry = self._dispatch.keys.find(key)
-                if entry is not None:
-                    exchange.identity = entry.identity
-                    if entry.identity is None:
-                        exchange.refuse_later(answer_to(unidentified()))
+                self._digest = digest_of(key)
+                self._recognise(exchange, self._digest)
         if self._expects_continue:
             if exchange.refusal is not None:
                 raise _Refused(exchange.refusal)
             if not self._turns:
                 self._transport.write(_CONTINUE)
+
+    def _recognise(self, exchange: Exchange, digest: str) -> None:
+        """Take the identity from the cache; without an entry there, `Exchange.begin` asks."""
+        entry = self._dispatch.keys.find(digest)
+        if entry is not None:
+            exchange.identity = entry.identity
+            if entry.identity is None:
+                exchange.refuse_later(answer_to(unidentified()))
+
+    def _repeat(self, repeat: _Repeat, body: bytes) -> None:
+        """Serve a request whose head is that of the one before."""
+        exchange = Exchange(
+            self._dispatch,
+            self,
+            repeat.route,
+            repeat.headers,
+            passed=repeat.passed,
+            version_1_0=False,
+            keep_alive=True,
+        )
+        exchange.wait_s = repeat.wait_s
+        if self._peer is not None:
+            exchange.identity = self._peer
+        else:
+            self._recognise(exchange, repeat.digest)
+        exchange.body_came(body)
+        exchange.complete = True
+        self._turns.append(exchange)
+        exchange.begin()
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what this read's request was parsed to, if it was one whole inference request."""
+        exchange, self._parsed = self._parsed, None
+        self._memo = None
+        if exchange is None or not exchange.repeatable or self._expects_continue:
+            return
+        memo = HeadMemo.of(data)
+        if memo is not None:
+            self._memo = _Repeat(
+                memo,
+                exchange.route,
+                exchange.headers,
+                exchange.passed,
+                self._digest,
+                exchange.wait_s,
+            )
 
     def look_up(self, exchange: Exchange) -> None:
         """Ask the ledger for the key of *exchange*, which then begins again."""

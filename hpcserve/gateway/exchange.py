@@ -131,6 +131,7 @@ class Exchange:
         route: Route,
         headers: Headers,
         *,
+        passed: bytes,
         version_1_0: bool,
         keep_alive: bool,
     ) -> None:
@@ -139,11 +140,18 @@ class Exchange:
         self._connection = connection
         self.route = route
         self.headers = headers
+        #: lines of the head that go to the engine
+        self.passed = passed
         self._version_1_0 = version_1_0
         self.keep_alive = keep_alive
         self.request_id = dispatch.next_request_id()
         self._parts: list[bytes] = []
         self._held: list[bytes] = []
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the next request on the connection may have the same head."""
+        return self.complete and self.keep_alive and not self._version_1_0
 
     # the client's side
 
@@ -384,7 +392,7 @@ class Exchange:
             key=pool.key,
             request_id=self.request_id,
             length=len(opening) + len(body) - skipped,
-            headers=self.headers,
+            passed=self.passed,
         )
         if len(body) <= _JOINED_BYTES:
             upstream.send(self, head + opening + body[skipped:])
@@ -401,7 +409,7 @@ class Exchange:
             if name == b"content-type":
                 is_stream = value.startswith(_EVENT_STREAM)
         if (
-            status >= HTTPStatus.INTERNAL_SERVER_ERROR.value
+            status >= HTTPStatus.INTERNAL_SERVER_ERROR
             or status in _BUSY
             or status in _ESTRANGED
             or (self._head_sent and not is_stream)
@@ -587,7 +595,7 @@ class Exchange:
         )
         self._head_sent = True
         self._connection.write(head + body)
-        self._settle(ANSWERED if self._status < HTTPStatus.BAD_REQUEST.value else INVALID)
+        self._settle(ANSWERED if self._status < HTTPStatus.BAD_REQUEST else INVALID)
 
     def _relay(self, body: bytes) -> None:
         framed = body if self._version_1_0 else b"%x\r\n%b\r\n" % (len(body), body)

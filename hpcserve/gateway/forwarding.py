@@ -45,13 +45,17 @@ _STATUS_LINES = {
 }
 
 
-def request_head(
-    path: bytes, *, authority: bytes, key: bytes, request_id: bytes, length: int, headers: Headers
-) -> bytes:
-    """Return the head of a request to an engine, with those of *headers* that pass."""
-    passed = b"".join(
+def forwarded(headers: Headers) -> bytes:
+    """Return the lines of a client's *headers* that pass to the engine."""
+    return b"".join(
         [b"%b: %b\r\n" % header for header in headers if header[0] not in _NOT_FORWARDED]
     )
+
+
+def request_head(
+    path: bytes, *, authority: bytes, key: bytes, request_id: bytes, length: int, passed: bytes
+) -> bytes:
+    """Return the head of a request to an engine; *passed* are the client's lines that go along."""
     return (
         b"POST %b HTTP/1.1\r\nhost: %b\r\nauthorization: Bearer %b\r\nx-request-id: %b\r\n"
         b"content-length: %d\r\n%b\r\n" % (path, authority, key, request_id, length, passed)

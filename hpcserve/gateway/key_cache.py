@@ -48,9 +48,9 @@ class KeyCache:
         self._asking: dict[str, asyncio.Task[Entry]] = {}
         self._fresh_at_s = clock.monotonic_s()
 
-    def find(self, credential: bytes) -> Entry | None:
-        """Return what is known of *credential*; None: it must be looked up."""
-        entry = self._entries.get(hashlib.sha256(credential).hexdigest())
+    def find(self, digest: str) -> Entry | None:
+        """Return what is known of the key with this digest; None: it must be looked up."""
+        entry = self._entries.get(digest)
         if entry is not None:
             entry.used = True
         return entry
@@ -63,7 +63,7 @@ class KeyCache:
             BackendError: the ledger does not answer.
 
         """
-        digest = hashlib.sha256(credential).hexdigest()
+        digest = digest_of(credential)
         entry = self._entries.get(digest)
         if entry is None:
             task = self._asking.get(digest)
@@ -135,6 +135,11 @@ class KeyCache:
         if key.expires_at is not None and key.expires_at <= self._clock.now():
             return None
         return Identity(owner=key.owner, is_admin=False, via=Via.KEY)
+
+
+def digest_of(credential: bytes) -> str:
+    """Return what the ledger stores in place of *credential*."""
+    return hashlib.sha256(credential).hexdigest()
 
 
 def credential(headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 #: tail of an answer in which its usage is looked for, bytes
 _TAIL = 4096
+#: as vLLM writes it
+_USUAL = re.compile(
+    rb'"usage": ?\{"prompt_tokens": ?(\d+),\s?"total_tokens": ?\d+,\s?"completion_tokens": ?(\d+)'
+    rb'(?:,\s?"prompt_tokens_details": ?null)?\}'
+)
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens": ?(\d+)')
 _COMPLETION = re.compile(rb'"(?:completion|output)_tokens": ?(\d+)')
 _CACHED = re.compile(rb'"cached_tokens": ?(\d+)')
@@ -30,6 +35,9 @@ def usage_at_end(body: bytes) -> Usage | None:
     at = body.rfind(b'"usage":', max(0, len(body) - _TAIL))
     if at < 0:
         return None
+    usual = _USUAL.match(body, at)
+    if usual is not None:
+        return Usage(prompt=int(usual[1]), completion=int(usual[2]))
     prompt = _PROMPT.search(body, at)
     if prompt is None:
         return None

@@ -14,6 +14,4 @@ def figure(name: str, ratios: Sequence[float], bar: str, unit: str = "ratio") ->
     middle = statistics.median(ratios)
     met = _OPERATORS[bar[:2]](middle, float(bar[2:]))
     print(f"figure {name} {middle:.3g} {unit} bar {bar} {'ok' if met else 'short'}", flush=True)
-    print(
-        f"  {name}: rounds {' '.join(f'{ratio:.3g}' for ratio in ratios)}", flush=True
-    )
+    print(f"  {name}: rounds {' '.join(f'{ratio:.3g}' for ratio in ratios)}", flush=True)

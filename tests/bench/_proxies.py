@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench._rig import Rig
+from tests.bench._rig import Rig, Sample
 
 PEER_VERSION = "0.1.17"
 PROXY_CORE = 0
@@ -50,7 +50,7 @@ def ours(port: int, engines: Sequence[int], folder: Path) -> list[str]:
     return [sys.executable, "-m", "tests.bench._proxy", str(port), str(folder), *ports]
 
 
-def peer(port: int, engines: Sequence[int], folder: Path) -> list[str]:  # noqa: ARG001 - same shape as ours
+def peer(port: int, engines: Sequence[int], folder: Path) -> list[str]:
     """Return the command of vllm-router."""
     cache = Path(os.environ.get("HPCSERVE_CACHE") or Path.home() / ".cache" / "hpcserve")
     program = cache / "bench-router" / "bin" / "vllm-router"
@@ -97,8 +97,6 @@ def proxy(name: str, rig: Rig, folder: Path) -> Iterator[Running]:
 
 
 def _until_it_answers(process: subprocess.Popen[bytes], port: int, rig: Rig, log: Path) -> None:
-    from tests.bench._rig import Sample
-
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.poll() is None:
         # the peer asks its engines for their health first

@@ -81,7 +81,8 @@ def main(rounds: int) -> None:
                     seen["long_ttft_ms"][name].append(quantile(sample.ttft_ms, 0.5))
                     seen["resident_mib"][name].append(running.resident_mib())
             for what, by_name in seen.items():
-                print(f"  round {number} {what}: {({n: round(v[-1], 3) for n, v in by_name.items()})}")
+                latest = ", ".join(f"{name} {values[-1]:.4g}" for name, values in by_name.items())
+                print(f"  round {number} {what}: {latest}", flush=True)
     bars = {
         "requests_per_s": ">=2",
         "cpu_us": "<=0.5",
