@@ -122,10 +122,22 @@ class RequestStatements:
             )
             .returning(leases.c.id)
         )
-        self.take = (
+        taken = {
+            lines.c.state: RequestState.LEASED,
+            lines.c.handed_back: false(),
+            lines.c.lease_id: lease,
+        }
+        self.take_again = update(lines).where(named, lines.c.handed_back).values(taken)
+        # between the first and the last fresh line that were chosen, all that wait were chosen
+        self.take_fresh = (
             update(lines)
-            .where(named, lines.c.state == RequestState.WAITING)
-            .values(state=RequestState.LEASED, handed_back=false(), lease_id=lease)
+            .where(
+                in_batch,
+                lines.c.line_no.between(bindparam("first"), bindparam("last")),
+                lines.c.state == RequestState.WAITING,
+                ~lines.c.handed_back,
+            )
+            .values(taken)
         )
         self.count_leased = (
             update(counts)
@@ -339,16 +351,13 @@ class SqlRequests(RequestStore):
                 "n": n,
             },
         ).scalar_one()
-        taken = execute(
-            self._do.take,
-            {
-                "seq": seq,
-                "lease": lease_id,
-                "numbers": self._dialect.numbers([line[0] for line in chosen]),
-            },
-        )
-        # -1: SQLite's driver does not count what a statement with a CTE changed
-        assert taken.rowcount in (n, -1), "a waiting line changed under its batch's lock"
+        if again:
+            numbers = self._dialect.numbers([line[0] for line in again])
+            execute(self._do.take_again, {"seq": seq, "lease": lease_id, "numbers": numbers})
+        if fresh:
+            bounds = {"first": fresh[0][0], "last": fresh[-1][0]}
+            taken = execute(self._do.take_fresh, {"seq": seq, "lease": lease_id, **bounds})
+            assert taken.rowcount == len(fresh), "a line changed under the lock of its batch"
         execute(self._do.count_leased, {"seq": seq, "n": n, "next": next_line})
         return Lease(
             id=lease_id,
@@ -406,19 +415,24 @@ class SqlRequests(RequestStore):
         )
         if not taken:
             return taken
-        won = [by_line[line_no] for line_no in taken]
-        completed = sum(OUTCOMES[r.event] is RequestState.COMPLETED for r in won)
-        execute(self._do.shrink_lease, {"lease": lease_id, "n": len(won)})
+        completed = tokens_in = tokens_cached = tokens_out = 0
+        for line_no in taken:
+            won = by_line[line_no]
+            completed += OUTCOMES[won.event] is RequestState.COMPLETED
+            tokens_in += won.input_tokens
+            tokens_cached += won.cached_tokens
+            tokens_out += won.output_tokens
+        execute(self._do.shrink_lease, {"lease": lease_id, "n": len(taken)})
         execute(
             self._do.count_settled,
             {
                 "seq": lease.batch_seq,
-                "n": len(won),
+                "n": len(taken),
                 "completed_now": completed,
-                "failed_now": len(won) - completed,
-                "input": sum(r.input_tokens for r in won),
-                "cached": sum(r.cached_tokens for r in won),
-                "output": sum(r.output_tokens for r in won),
+                "failed_now": len(taken) - completed,
+                "input": tokens_in,
+                "cached": tokens_cached,
+                "output": tokens_out,
                 "now": now,
             },
         )
