@@ -284,7 +284,8 @@ class Batching:
     segment_bytes: int = 256 * 1024**2
     #: input is read in blocks of so many bytes; a few of them are in memory at a time
     read_block_bytes: int = 1024**2
-    #: lines of one transaction while a file is validated: a second of work at most, so that results go on
+    #: lines of one transaction while a file is validated: a second of work at most, so that results
+    #: of other batches go on
     validate_chunk: int = 10_000
     #: files that are validated or results that are written at the same time in one controller
     tasks_max: int = 2
@@ -308,6 +309,15 @@ class Batching:
     retry_window_s: float = 900.0
     #: between two looks for expired files and segments that nobody needs, s
     sweep_s: float = 60.0
+    #: between two estimates of when batches will be done, s
+    estimate_s: float = 1.0
+    #: batches with an estimate, those with the earliest deadlines; later ones get theirs later
+    estimates_max: int = 500
+    #: command that is run when a batch has ended, `["/usr/local/bin/mail-owner"]`; it finds
+    #: HPCSERVE_BATCH_ID, _STATUS, _OWNER, _MODEL, _COMPLETED, _FAILED and _TOTAL in its environment
+    on_end: tuple[str, ...] = ()
+    #: it may take so long before it is killed, s
+    on_end_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

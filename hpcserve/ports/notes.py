@@ -8,3 +8,9 @@ CONTROLLER = "controller"
 CLOSED = "closed"
 #: a gateway: since when agents could be heard without a gap (`since`), and that it lives (`at`)
 LISTENING = "listening"
+#: the leading controller: when each batch in progress will be done (`batches`, by id)
+ESTIMATES = "estimates"
+#: what lines of each model have cost, for the estimates of its next batches
+COSTS = "costs"
+#: how many ended batches had an estimate, and how many ended before its p90, by stage
+COVERAGE = "estimate_coverage"

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 
 from hpcserve.batching.services import BatchServices, services
 from hpcserve.errors import BackendError
-from hpcserve.gateway import batches, files, keys, operations, status
+from hpcserve.gateway import batches, files, keys, operations, progress, status
 from hpcserve.gateway.access_log import AccessLog
 from hpcserve.gateway.control import control_router
 from hpcserve.gateway.control_service import ControlService
@@ -86,6 +86,13 @@ def _routers(world: World, batch: BatchServices, wake: Callable[[], None]) -> tu
             batch.files,
             batch.results,
             window_default=config.batching.window_default,
+        ),
+        progress.routes(
+            batch.batches,
+            ledger=ledger,
+            clock=clock,
+            catalog=world.catalog,
+            partition=config.slurm.opportunistic_partition or config.slurm.partition,
         ),
         status.routes(ledger=ledger, clock=clock, catalog=world.catalog),
         keys.routes(ledger=ledger, clock=clock, ids=ids),

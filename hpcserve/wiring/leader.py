@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from hpcserve import __version__
+from hpcserve.batching.estimates import Estimates
 from hpcserve.batching.services import worker
 from hpcserve.batching.worker import BatchWorker
 from hpcserve.controller.act import Actor
@@ -21,6 +22,7 @@ from hpcserve.policy.scaling.registry import SCALERS
 from hpcserve.policy.scaling.target import Scaler
 from hpcserve.slurm.choose import Choice
 from hpcserve.wiring.cluster import open_cluster
+from hpcserve.wiring.ended import EndCommand
 from hpcserve.wiring.world import World
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], N
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(controller.run())
             tasks.create_task(_batch_worker(world, controller).run())
+            tasks.create_task(_estimates(world, controller).run())
             tasks.create_task(_tidy(world, controller).run())
     finally:
         await choice.close()
@@ -113,4 +116,16 @@ def _batch_worker(world: World, controller: Controller) -> BatchWorker:
         describe=describe,
         version=__version__,
         ended_max=world.config.controller.ended_shown,
+        notify=EndCommand(world.config.batching),
+    )
+
+
+def _estimates(world: World, controller: Controller) -> Estimates:
+    return Estimates(
+        ledger=world.ledger,
+        clock=world.clock,
+        settings=world.config.batching,
+        scaling=world.config.scaling,
+        ended_max=world.config.controller.ended_shown,
+        leadership=lambda: controller.leadership,
     )
