@@ -233,21 +233,22 @@ class Dispatch:
     def _left(self, lane: Lane, tried: Collection[str]) -> list[int]:
         """Return which seats have room, were not tried, and have not failed lately.
 
-        An instance that failed lately is still taken when it is the only one left: a breaker that
-        ejects the last instance turns a short fault into a long one.
+        An instance that failed lately is still taken when there is no other: a breaker that ejects
+        the last instance turns a short fault into a long one. That the others are full is no reason
+        to go back to it.
         """
-        left = [
-            index
-            for index, pool in enumerate(lane.pools)
-            if pool.instance_id not in tried and pool.requests < lane.view.seats[index].slots
-        ]
         now_s = self.clock.monotonic_s()
+        untried = [index for index, pool in enumerate(lane.pools) if pool.instance_id not in tried]
         sound = [
             index
-            for index in left
+            for index in untried
             if lane.suspects.get(lane.pools[index].instance_id, 0.0) <= now_s
         ]
-        return sound or left
+        return [
+            index
+            for index in sound or untried
+            if lane.pools[index].requests < lane.view.seats[index].slots
+        ]
 
     def failed(self, lane: Lane, pool: Pool) -> None:
         """Note a fault of an instance; several in a row and it rests."""

@@ -67,6 +67,8 @@ _PROMPT_IDS = re.compile(rb',?"prompt_token_ids": ?\[([0-9, ]*)\]')
 _IDS = re.compile(rb',"token_ids": ?(?:\[([0-9, ]*)\]|null)')
 _NO_TEXT = re.compile(rb'"(?:content|text)": ?""')
 _FINISHED = re.compile(rb'"finish_reason": ?"')
+#: an empty string somewhere, perhaps the text; a finish reason
+_LOOK_CLOSER = (b'":""', b'": ""', b'_reason":"', b'_reason": "', b'"reasoning', b'"tool_calls"')
 _BORDER = b"\n\n"
 _DONE = b"data: [DONE]\n\n"
 
@@ -103,9 +105,11 @@ class Transcript:
 
     def note(self, events: bytes) -> bytes:
         """Note whole *events* on their way to the client; return them as the client gets them."""
-        if not self.head or self._unheard or _NO_TEXT.search(events) or b'"finish_r' in events:
-            # the borders of a stream are looked at event by event
+        if not self.head or self._unheard or any(mark in events for mark in _LOOK_CLOSER):
+            # the first event, the last ones, and those without text are looked at one by one
             return b"".join(self._note_one(event + _BORDER) for event in events.split(_BORDER)[:-1])
+        if b'"token_ids"' not in events:
+            return events
         self._sent += _IDS.findall(events)
         return _IDS.sub(b"", events) if self._hide_ids else events
 

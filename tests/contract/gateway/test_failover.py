@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -167,18 +168,27 @@ def fake_engine(number: int, *options: str) -> Iterator[tuple[int, subprocess.Po
         env={"HPCSERVE_ENGINE_KEY": engine_key(SECRET, f"inst-{number}")},
     )
     try:
+        _until_it_listens(port)
         yield port, process
     finally:
         process.kill()
         process.wait()
 
 
+def _until_it_listens(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail(f"nothing listens on port {port}")
+
+
 async def test_killed_engine_is_not_noticed_by_the_client(start_site):
     site = await start_site(engines=0)
     with fake_engine(0, "--itl-ms", "5") as one, fake_engine(1, "--itl-ms", "5") as two:
         engines = {f"inst-{n}": each for n, each in enumerate((one, two))}
-        await _put(site, {n: port for n, (port, _) in enumerate((one, two))})
-        await asyncio.sleep(1.5)
+        await put_instances(site, {n: port for n, (port, _) in enumerate((one, two))})
 
         async def text(kill_after: int | None) -> tuple[str, int]:
             got, usage, killed = "", 0, False
@@ -211,7 +221,7 @@ async def test_killed_engine_is_not_noticed_by_the_client(start_site):
         assert sum(site.dispatch.metrics.resumed.values()) == 1
 
 
-async def _put(site, ports: dict[int, int]) -> None:
+async def put_instances(site, ports: dict[int, int]) -> None:
     def fill(tx):
         for number, port in ports.items():
             made = instance(number, port)
