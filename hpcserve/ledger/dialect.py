@@ -16,15 +16,7 @@ from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 from sqlalchemy.exc import DBAPIError
 
-from hpcserve.domain.batch import NewRequest, RequestState, Result
-from hpcserve.domain.batch import RequestEvent as Event
-
-#: what each outcome makes of a leased line
-OUTCOMES: Mapping[Event, RequestState] = {
-    Event.ANSWERED: RequestState.COMPLETED,
-    Event.REFUSED: RequestState.FAILED,
-    Event.EXHAUSTED: RequestState.FAILED,
-}
+from hpcserve.domain.batch import NewRequest, Result
 
 
 class Dialect(Protocol):
@@ -49,16 +41,16 @@ class Dialect(Protocol):
         """Return the parameter `numbers`: one value, however many there are."""
         ...
 
-    def outcomes(self, batch_seq: BindParameter[int]) -> CTE:
-        """Return the outcomes of lines as a table.
+    def places(self, batch_seq: BindParameter[int]) -> CTE:
+        """Return where the results of lines lie, as a table.
 
-        Its columns: `batch_seq, line_no, state, segment, result_offset, result_length`; its
-        parameters come from `outcome_parameters`.
+        Its columns: `batch_seq, line_no, result_offset, result_length`; its parameters come from
+        `place_parameters`.
         """
         ...
 
-    def outcome_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:
-        """Return the parameters of `outcomes`."""
+    def place_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:
+        """Return the parameters of `places`."""
         ...
 
     def insert_lines(

@@ -22,7 +22,6 @@ from sqlalchemy import (
     Engine,
     Integer,
     Table,
-    Text,
     bindparam,
     column,
     create_engine,
@@ -34,7 +33,7 @@ from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
 from hpcserve.domain.batch import NewRequest, Result
-from hpcserve.ledger.dialect import OUTCOMES, Dialect
+from hpcserve.ledger.dialect import Dialect
 from hpcserve.ledger.limits import IDLE_TRANSACTION_S, INSERT_CHUNK, LOCK_WAIT_S, POOL_SIZE
 
 _COPY_LINES = "COPY batch_requests (batch_seq, line_no, input_offset, input_length) FROM STDIN"
@@ -98,34 +97,27 @@ class Postgres(Dialect):
         return list(numbers)
 
     @override
-    def outcomes(self, batch_seq: BindParameter[int]) -> CTE:
+    def places(self, batch_seq: BindParameter[int]) -> CTE:
         listed = (
             func.unnest(
                 bindparam("line_nos", type_=ARRAY(Integer)),
-                bindparam("states", type_=ARRAY(Text)),
-                bindparam("segments", type_=ARRAY(Integer)),
                 bindparam("offsets", type_=ARRAY(BigInteger)),
                 bindparam("lengths", type_=ARRAY(Integer)),
             )
             .table_valued(
                 column("line_no", Integer),
-                column("state", Text),
-                column("segment", Integer),
                 column("result_offset", BigInteger),
                 column("result_length", Integer),
             )
             .render_derived(name="listed")
         )
-        return (
-            select(batch_seq.label("batch_seq"), listed).cte("outcomes").prefix_with("MATERIALIZED")
-        )
+        whole = select(batch_seq.label("batch_seq"), listed)
+        return whole.cte("places").prefix_with("MATERIALIZED")
 
     @override
-    def outcome_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:
+    def place_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:
         return {
             "line_nos": [r.line_no for r in results],
-            "states": [OUTCOMES[r.event].value for r in results],
-            "segments": [r.segment for r in results],
             "offsets": [r.offset for r in results],
             "lengths": [r.length for r in results],
         }

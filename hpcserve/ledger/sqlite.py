@@ -35,7 +35,7 @@ from typing_extensions import override
 
 from hpcserve.domain.batch import NewRequest, Result
 from hpcserve.errors import BackendError
-from hpcserve.ledger.dialect import OUTCOMES, Dialect
+from hpcserve.ledger.dialect import Dialect
 from hpcserve.ledger.limits import (
     INSERT_CHUNK,
     LOCK_WAIT_S,
@@ -125,29 +125,22 @@ class Sqlite(Dialect):
         return json.dumps(list(numbers))
 
     @override
-    def outcomes(self, batch_seq: BindParameter[int]) -> CTE:
-        each = func.json_each(bindparam("outcomes", type_=Text)).table_valued("value")
-        names = ("line_no", "state", "segment", "result_offset", "result_length")
+    def places(self, batch_seq: BindParameter[int]) -> CTE:
+        each = func.json_each(bindparam("places", type_=Text)).table_valued("value")
         listed = select(
             batch_seq.label("batch_seq"),
             *(
                 func.json_extract(
-                    each.c.value,
-                    literal_column(f"'$[{place}]'"),
-                    type_=Text if name == "state" else Integer,
+                    each.c.value, literal_column(f"'$[{place}]'"), type_=Integer
                 ).label(name)
-                for place, name in enumerate(names)
+                for place, name in enumerate(("line_no", "result_offset", "result_length"))
             ),
         )
-        return listed.cte("outcomes").prefix_with("MATERIALIZED")
+        return listed.cte("places").prefix_with("MATERIALIZED")
 
     @override
-    def outcome_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:
-        return {
-            "outcomes": json.dumps(
-                [(r.line_no, OUTCOMES[r.event], r.segment, r.offset, r.length) for r in results]
-            )
-        }
+    def place_parameters(self, results: Sequence[Result]) -> Mapping[str, Any]:
+        return {"places": json.dumps([(r.line_no, r.offset, r.length) for r in results])}
 
     @override
     def insert_lines(

@@ -6,7 +6,7 @@ statements are built once for each database, since building one costs more than 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from operator import itemgetter
@@ -16,7 +16,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Text,
     and_,
     bindparam,
     delete,
@@ -28,7 +27,6 @@ from sqlalchemy import (
     or_,
     select,
     true,
-    type_coerce,
     update,
 )
 from typing_extensions import override
@@ -39,16 +37,22 @@ from hpcserve.domain.batch import (
     Lease,
     LeasedRequest,
     NewRequest,
+    RequestEvent,
     RequestState,
     Result,
 )
 from hpcserve.errors import FencedError
-from hpcserve.ledger.dialect import OUTCOMES, Dialect
+from hpcserve.ledger.dialect import Dialect
 from hpcserve.ledger.tables import batch_counts as counts
 from hpcserve.ledger.tables import batch_requests as lines
 from hpcserve.ledger.tables import leases
 from hpcserve.ports.ledger import RequestStore
 
+#: what each outcome makes of a leased line
+OUTCOMES = {
+    event: BATCH_REQUEST.edges[RequestState.LEASED][event]
+    for event in (RequestEvent.ANSWERED, RequestEvent.REFUSED, RequestEvent.EXHAUSTED)
+}
 _OPEN = (RequestState.WAITING, RequestState.LEASED)
 _AT = leases.c.expires_at.type
 #: a literal, so that the partial index can serve it
@@ -170,15 +174,15 @@ class RequestStatements:
             .values(open_lines=leases.c.open_lines - bindparam("n"))
         )
 
-        outcomes = dialect.outcomes(seq)
+        places = dialect.places(seq)
         self.settle = (
             update(lines)
-            .where(_is(outcomes), held)
+            .where(_is(places), held)
             .values(
-                state=type_coerce(outcomes.c.state, Text),
-                segment=outcomes.c.segment,
-                result_offset=outcomes.c.result_offset,
-                result_length=outcomes.c.result_length,
+                state=bindparam("to", type_=lines.c.state.type),
+                segment=bindparam("into"),
+                result_offset=places.c.result_offset,
+                result_length=places.c.result_length,
             )
             .returning(lines.c.line_no)
         )
@@ -401,42 +405,42 @@ class SqlRequests(RequestStore):
             )
         # of two results for one line the first counts
         by_line = {result.line_no: result for result in reversed(results)}
-        taken = frozenset(
-            execute(
-                self._do.settle,
-                {
-                    "seq": lease.batch_seq,
-                    "lease": lease_id,
-                    **self._dialect.outcome_parameters(tuple(by_line.values())),
-                },
-            )
-            .scalars()
-            .all()
-        )
+        # nearly always one group: all answered, all in the segment of this instance
+        groups: defaultdict[tuple[RequestState, int], list[Result]] = defaultdict(list)
+        for result in by_line.values():
+            groups[OUTCOMES[result.event], result.segment].append(result)
+        which = {"seq": lease.batch_seq, "lease": lease_id}
+        by_state: Counter[RequestState] = Counter()
+        taken: list[int] = []
+        for (state, segment), group in groups.items():
+            places = self._dialect.place_parameters(group)
+            won = execute(self._do.settle, {**which, "to": state, "into": segment, **places})
+            before = len(taken)
+            taken += won.scalars().all()
+            by_state[state] += len(taken) - before
         if not taken:
-            return taken
-        completed = tokens_in = tokens_cached = tokens_out = 0
+            return frozenset()
+        tokens_in = tokens_cached = tokens_out = 0
         for line_no in taken:
-            won = by_line[line_no]
-            completed += OUTCOMES[won.event] is RequestState.COMPLETED
-            tokens_in += won.input_tokens
-            tokens_cached += won.cached_tokens
-            tokens_out += won.output_tokens
+            result = by_line[line_no]
+            tokens_in += result.input_tokens
+            tokens_cached += result.cached_tokens
+            tokens_out += result.output_tokens
         execute(self._do.shrink_lease, {"lease": lease_id, "n": len(taken)})
         execute(
             self._do.count_settled,
             {
                 "seq": lease.batch_seq,
                 "n": len(taken),
-                "completed_now": completed,
-                "failed_now": len(taken) - completed,
+                "completed_now": by_state[RequestState.COMPLETED],
+                "failed_now": by_state[RequestState.FAILED],
                 "input": tokens_in,
                 "cached": tokens_cached,
                 "output": tokens_out,
                 "now": now,
             },
         )
-        return taken
+        return frozenset(taken)
 
     @override
     def release(self, *, lease_id: int, instance_id: str, line_nos: Sequence[int] | None) -> int:
