@@ -65,9 +65,9 @@ def connect(url: URL) -> Engine:
             "tcp_user_timeout": 2 * LOCK_WAIT_S * 1000,
             "options": (
                 "-c synchronous_commit=on"
-                # lines are read in the order of their key and up to a limit; a bitmap would first
-                # collect all of a batch, and wins only where statistics are older than the batch
-                " -c enable_bitmapscan=off"
+                # Every statement on lines walks an index in its order, up to a limit. A planner
+                # with statistics older than the batch prefers to collect or scan all of it.
+                " -c enable_bitmapscan=off -c enable_seqscan=off"
                 f" -c lock_timeout={LOCK_WAIT_S}s"
                 f" -c idle_in_transaction_session_timeout={IDLE_TRANSACTION_S}s"
             ),
