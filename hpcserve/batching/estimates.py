@@ -20,7 +20,7 @@ from hpcserve.domain.instance import Instance, InstanceState
 from hpcserve.domain.lifecycle import Subject, Transition
 from hpcserve.errors import BackendError, FencedError
 from hpcserve.policy.estimate.arrival import capacity
-from hpcserve.policy.estimate.cost import PRIOR_LINES, Cost, Prior, cost
+from hpcserve.policy.estimate.cost import Cost, Prior, cost
 from hpcserve.policy.estimate.finish import Capacity, Finish, Work, finish
 from hpcserve.policy.estimate.history import History, Stretch
 from hpcserve.ports.clock import Clock
@@ -33,9 +33,10 @@ _log = logging.getLogger(__name__)
 ESTIMATED = "estimated"
 #: the event of its comparison with the end
 CHECKED = "estimate_checked"
-#: estimates that the story keeps: before any result, and when own results outweigh the prior
+#: estimates that the story keeps: the first one, and the first by own results
 _FIRST, _LEARNED = "first", "learned"
-_LEARNED_LINES = 4 * PRIOR_LINES
+#: results beyond those in flight that make an estimate one's own, and a batch worth learning from
+_LEARNED_LINES = 64
 
 
 @dataclass(slots=True)
@@ -173,7 +174,8 @@ class Estimates:
             own_s = batch.counts.open * each.p50_s
             reason = _reason(batch, watched.history, each, room, before=before)
             note[batch.id] = _shape(watched, done, seen.live, own_s=own_s, now=now, reason=reason)
-            stage = _LEARNED if watched.history.total.lines >= _LEARNED_LINES else _FIRST
+            known = watched.history.total.lines - batch.counts.leased
+            stage = _LEARNED if known >= _LEARNED_LINES else _FIRST
             if stage not in watched.said:
                 watched.said[stage] = now + timedelta(seconds=done.p90_s)
                 events.append(_estimated(batch, done, stage, reason, now))
@@ -205,7 +207,7 @@ class Estimates:
             return
         assert self._priors is not None, "the priors are read before the first look"
         total = watched.history.total
-        if total.lines >= PRIOR_LINES and total.instance_s > 0:
+        if total.lines >= _LEARNED_LINES and total.instance_s > 0:
             self._priors[model] = self._prior(model).learn(total.cost_s)
         priors = {
             name: {"log_s": prior.log_s, "variance": prior.variance}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcserve.batching.again import Again
 from hpcserve.batching.batches import Batches
 from hpcserve.batching.files import Files
 from hpcserve.batching.finalise import Finaliser
@@ -30,6 +31,7 @@ class BatchServices:
 
     files: Files
     batches: Batches
+    again: Again
     results: Results
     #: the port Work, for the control API
     work: Leasing
@@ -48,9 +50,12 @@ def services(
     places.make()
     segments = Segments(ledger=ledger, clock=clock, ids=ids, settings=settings, places=places)
     settling = Settling(ledger=ledger, clock=clock, settings=settings, segments=segments)
+    files = Files(ledger=ledger, clock=clock, ids=ids, settings=settings, places=places)
+    batches = Batches(ledger=ledger, clock=clock, ids=ids, settings=settings)
     return BatchServices(
-        files=Files(ledger=ledger, clock=clock, ids=ids, settings=settings, places=places),
-        batches=Batches(ledger=ledger, clock=clock, ids=ids, settings=settings),
+        files=files,
+        batches=batches,
+        again=Again(ledger=ledger, settings=settings, files=files, batches=batches),
         segments=segments,
         results=Results(ledger=ledger, settings=settings),
         work=Leasing(

@@ -1,4 +1,4 @@
-"""`/hpcserve/v1/batches/{id}/progress`: how a batch goes, when it will be done, and what serves it.
+"""`/hpcserve/v1/batches/{id}/progress` and `/retry`: when it will be done; once more what failed.
 
 The estimates are the leading controller's (`batching.estimates`); one that has not been renewed for
 `STALE_S` is not shown.
@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict
 
+from hpcserve.batching.again import Again
 from hpcserve.batching.batches import Batches
 from hpcserve.domain.batch import Batch
 from hpcserve.domain.instance import Instance
 from hpcserve.domain.model import Model
 from hpcserve.gateway.batches import shape
+from hpcserve.gateway.bodies import parsed
 from hpcserve.gateway.identity import Identity, identified
 from hpcserve.policy.estimate.why import why_not_more
 from hpcserve.ports.clock import Clock
@@ -27,25 +30,41 @@ from hpcserve.ports.notes import CLOSED, CONTROLLER, ESTIMATES
 STALE_S = 60.0
 
 Shown = dict[str, object]
+User = Annotated[Identity, Depends(identified)]
+
+
+class Retry(BaseModel):
+    """Body of `POST .../retry`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    completion_window: str | None = None
 
 
 def routes(
     batches: Batches,
+    again: Again,
     *,
     ledger: Ledger,
     clock: Clock,
     catalog: Callable[[], Mapping[str, Model]],
     partition: str,
 ) -> APIRouter:
-    """Return the route; *partition* is where an instance goes that nobody has asked for yet."""
+    """Return the routes; *partition* is where an instance goes that nobody has asked for yet."""
     router = APIRouter(prefix="/hpcserve/v1/batches")
 
     @router.get("/{batch_id}/progress")
-    async def progress(batch_id: str, user: Annotated[Identity, Depends(identified)]) -> Shown:
+    async def progress(batch_id: str, user: User) -> Shown:
         batch = await batches.get(None if user.is_admin else user.owner, batch_id)
         model = catalog().get(batch.model)
         now = clock.now()
         return await ledger.transact(lambda tx: _progress(tx, batch, model, partition, now))
+
+    @router.post("/{batch_id}/retry")
+    async def retry(request: Request, batch_id: str, user: User) -> Shown:
+        body = parsed(Retry, await request.body())
+        batch = await batches.get(user.owner, batch_id)
+        return shape(await again.retry(batch, body.completion_window or batch.completion_window))
 
     return router
 

@@ -89,6 +89,7 @@ def _routers(world: World, batch: BatchServices, wake: Callable[[], None]) -> tu
         ),
         progress.routes(
             batch.batches,
+            batch.again,
             ledger=ledger,
             clock=clock,
             catalog=world.catalog,

@@ -5,7 +5,7 @@ bound (CLT over output lengths; QLM, Chiron) takes lines as independent and is f
 the mean drifts: nominal 95 % cover 55 to 75 % of real chat traffic in the order of arrival. So:
 
 - a batch is judged by its own results, as soon as there are some; its model's earlier batches are
-  the prior, worth `PRIOR_LINES` lines;
+  the prior, which is worth the more lines the better they agree;
 - the spread is that between stretches of the history, not that between lines: a drift is in it;
 - what is in flight is subtracted from what has been learned, since short answers come first.
 """
@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, hypot, log, log1p, sqrt
 from operator import mul
 
 from hpcserve.policy.estimate.history import History
 
-#: own lines that weigh as much as the prior
-PRIOR_LINES = 16
 #: stretches like those seen that the rest of a batch is taken for: few means that a drift goes on
 _AHEAD = 4
 #: likeness of neighbours that is believed at most
@@ -64,20 +62,19 @@ class Prior:
 
 def cost(history: History, *, in_flight: int, prior: Prior) -> Cost:
     """Return what the lines cost that are still open."""
-    before = exp(prior.log_s)
-    before_spread = before * (exp(_Z * sqrt(prior.variance)) - 1)
+    doubt = _Z * sqrt(prior.variance)
     total = history.total
     known = max(0, total.lines - in_flight)
     if not known or total.instance_s <= 0:
-        return Cost(p50_s=before, p90_s=before + before_spread)
-    weight = known / (known + PRIOR_LINES)
-    mean = weight * total.cost_s + (1 - weight) * before
-    # no spread seen yet: as unsure as the prior, in proportion
-    spread = total.cost_s * before_spread / before
+        return Cost(p50_s=exp(prior.log_s), p90_s=exp(prior.log_s + doubt))
+    # a line is as uncertain as the first guess, a prior as much less so as batches agree
+    weight = known / (known + 1 / prior.variance)
+    middle = weight * log(total.cost_s) + (1 - weight) * prior.log_s
+    own = doubt
     if len(history.closed) > 1:
-        spread = _spread([stretch.cost_s for stretch in history.closed])
-    off = sqrt((weight * spread) ** 2 + ((1 - weight) * before_spread) ** 2)
-    return Cost(p50_s=mean, p90_s=mean + off)
+        costs = [stretch.cost_s for stretch in history.closed]
+        own = log1p(_spread(costs) / total.cost_s)
+    return Cost(p50_s=exp(middle), p90_s=exp(middle + hypot(weight * own, (1 - weight) * doubt)))
 
 
 def _spread(costs: Sequence[float]) -> float:
