@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from hpcserve.config import Config
+from hpcserve.domain.batch import Backlog
 from hpcserve.domain.fleet import Demand, Fleet
 from hpcserve.domain.instance import Instance, InstanceEvent, InstanceState, Role
-from hpcserve.domain.batch import Backlog
 from hpcserve.domain.job import EndReason, JobsView
 from hpcserve.domain.model import Model
 from hpcserve.domain.plan import Cancel, Drain, Plan, Record, Stop, Submit
@@ -80,7 +80,7 @@ class Book:
         """Let an agent state a fact, if its instance is there."""
         instance = self.live.get(instance_id)
         if instance is not None:
-            self.put(instance.on(event, at=now, reason="its agent says so", **changes)[0])
+            self._on(instance, event, now, **changes)
 
     def act(self, plan: Plan, now_s: float) -> list[Job]:
         """Carry a plan out; return the jobs that were cancelled while they ran."""
@@ -115,7 +115,8 @@ class Book:
     ) -> None:
         current = self.live.get(instance.id)
         if current is not None:
-            self.put(current.on(event, at=now, reason="", **changes)[0])
+            after, _ = current.on(event, at=now, reason="", detail=None, **changes)
+            self.put(after)
 
     def _cancel(self, job_id: str, now_s: float, cancelled: list[Job]) -> None:
         job = self.slurm.cancel(now_s, job_id)

@@ -119,6 +119,9 @@ class Flow:
     batch_only: float = 0.0
     requests_total: float = 0.0
     itl_s: float = 0.0
+    #: as an engine's histogram counts them: s, and tokens
+    itl_sum_s: float = 0.0
+    itl_count: float = 0.0
     _prefill: float = 0.0
 
     def arrive(self, now_s: float, count: int) -> None:
@@ -188,6 +191,9 @@ class Flow:
         self.batch_mixed = self._room(each) if self.batches else 0.0
         held = each * shape.held + self._held(self.batch_mixed)
         self.itl_s = perf.itl_s(each + self.batch_mixed, held) / (1 - self._prefill)
+        tokens = (self.chat + mixed * self.batch_mixed) * self.step_s / self.itl_s
+        self.itl_sum_s += tokens * self.itl_s
+        self.itl_count += tokens
         if self.chat > 0:
             self.served.itl_seen += self.chat
             if self.itl_s <= model.itl_slo_ms / 1000:

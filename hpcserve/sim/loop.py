@@ -56,7 +56,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self,
         executor: Executor | None,
         func: Callable[[Unpack[Ts]], T],
-        *args: Unpack[Ts],
+        *args: *Ts,
     ) -> asyncio.Future[T]:
         """Run *func* now: a thread would not know this time."""
         future: asyncio.Future[T] = self.create_future()

@@ -224,7 +224,7 @@ class Study:
 
     def _backlog(self, now_s: float) -> tuple[Backlog, ...]:
         """Return the open work, and put each model's batches into the packer's order."""
-        rows = []
+        rows: list[Backlog] = []
         for name, flow in self._flows.items():
             mixed, only = self._ready.get(name, (0, 0))
             in_flight = mixed * flow.batch_mixed + only * flow.batch_only
@@ -296,8 +296,9 @@ def _load(flow: Flow, ready: tuple[int, int], now_s: float, *, only: bool) -> En
         preemptions_total=0,
         ttft_sum_s=0.0,
         ttft_count=0,
-        itl_sum_s=0.0,
-        itl_count=0,
+        # the pool's: only the mean between two readings is used
+        itl_sum_s=flow.itl_sum_s,
+        itl_count=int(flow.itl_count),
         prefix_cache_query_tokens_total=0,
         prefix_cache_hit_tokens_total=0,
     )

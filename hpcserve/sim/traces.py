@@ -189,9 +189,9 @@ def _row(path: Path, number: int, convert: Callable[[R], T], row: R) -> T:
     try:
         return convert(row)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise RequestError(f"{path}, line {number}: this is no row of such a trace ({error}).") from (
-            error
-        )
+        raise RequestError(
+            f"{path}, line {number}: this is no row of such a trace ({error})."
+        ) from (error)
 
 
 def _azure(row: Mapping[str, str]) -> TraceRequest:

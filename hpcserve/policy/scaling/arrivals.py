@@ -1,6 +1,6 @@
 """Theta, measured: by how much chat can grow within one time to ready.
 
-Chiron's Theta is 1/r where arrivals may spike r-fold before new capacity serves. Here r is the 0.98
+Chiron's Theta is 1/r where arrivals may spike r-fold before new capacity serves. Here r is the 0.95
 quantile, over the last day, of the highest load of the coming *lead* over the mean load of the last
 minutes; by minute, since shorter spikes are absorbed by slots and a short queue. Until four leads
 have been seen the configured first Theta holds. With a day behind it, the same hours of yesterday
@@ -20,7 +20,7 @@ _BINS_MAX = 2 * 24 * 60
 _DAY = 24 * 60
 #: minutes that are "now"
 _RECENT = 5
-_QUANTILE = 0.98
+_QUANTILE = 0.95
 #: Theta is measured anew each so many minutes
 _EVERY = 10
 #: growth that is ever believed
@@ -75,7 +75,7 @@ class Arrivals:
         then = [self.peaks[i] for i in range(max(0, now - _RECENT), now)]
         ahead = [self.peaks[i] for i in range(now, min(len(self.peaks), now + lead + 1))]
         was = sum(then) / max(1, len(then))
-        change = min(2.0, max(0.5, self.level() / max(_LEVEL_MIN, was)))
+        change = min(1.5, max(0.5, self.level() / max(_LEVEL_MIN, was)))
         return max(ahead) * change
 
     def _last(self, count: int) -> list[int]:

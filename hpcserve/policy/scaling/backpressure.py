@@ -35,6 +35,7 @@ from hpcserve.policy.scaling.arrivals import Arrivals
 from hpcserve.policy.scaling.chat import bounded, chat_of
 from hpcserve.policy.scaling.groups import Group, groups_of
 from hpcserve.policy.scaling.hold import Hold
+from hpcserve.policy.scaling.latency import Latency
 from hpcserve.policy.scaling.rates import Rates
 from hpcserve.policy.scaling.readiness import Samples, observed_s, quantile_s
 from hpcserve.policy.scaling.target import Target
@@ -82,12 +83,14 @@ class BackpressureScaler:
         """Take the `[scaling]` section."""
         self._settings = settings
         self._rates = Rates()
+        self._latency = Latency()
         self._hold = Hold()
         self._memory: dict[str, _Memory] = {}
 
     def targets(self, fleet: Fleet, now: datetime) -> tuple[Target, ...]:
         """Return a MIXED and a BATCH target a model."""
         self._rates.observe(fleet, now)
+        self._latency.observe(fleet)
         samples = observed_s(fleet, now)
         by_model: dict[str, list[Instance]] = {}
         for instance in fleet.instances:
@@ -153,17 +156,20 @@ class BackpressureScaler:
     def _chat(self, seen: _Now, memory: _Memory) -> tuple[int, str]:
         model, settings = seen.model, self._settings
         chat = chat_of(seen.fleet, model, settings.demand_memory_s, seen.now)
-        memory.arrivals.observe(chat.in_flight, seen.now)
+        own = round(chat.running * self._latency.own_part(model.name))
+        load = own + chat.waiting
+        # a queue that grew for want of capacity is no growth of demand
+        memory.arrivals.observe(own + min(chat.waiting, own), seen.now)
         growth = memory.arrivals.growth(seen.paid_lead_s, 1 / settings.theta_first)
         level = memory.arrivals.level()
-        ahead = max(level * growth, chat.in_flight, memory.arrivals.forecast(seen.paid_lead_s) or 0)
+        ahead = max(level * growth, load, memory.arrivals.forecast(seen.paid_lead_s) or 0)
         wish = ceil(ahead / (_FILL * model.max_num_seqs))
         if chat.recent or chat.in_flight:
             wish = max(wish, 1)
         count = self._hold.highest(model.name, bounded(wish, model), model.idle_release_s, seen.now)
         return count, (
-            f"{chat.in_flight} interactive requests are in flight and may become {ahead:.0f} "
-            f"(Theta {1 / growth:.2f}) in the {seen.paid_lead_s:.0f} s that an instance takes"
+            f"{load} interactive requests are in flight, less batch's part, and may become "
+            f"{ahead:.0f} (Theta {1 / growth:.2f}) in the {seen.paid_lead_s:.0f} s that one takes"
         )
 
     def _opportunistic(self, seen: _Now, groups: tuple[Group, ...], chat: int) -> tuple[int, str]:
@@ -181,7 +187,8 @@ class BackpressureScaler:
         )
         # capacity that is free and may vanish: twice what the deadlines need
         wish = min(ceil(need / _OPPORTUNISTIC_TRUST), seen.model.max_instances - chat, room)
-        count = max(0, wish)
+        # those that are there go on while there is work: their GPUs would not come back
+        count = max(0, wish, len(seen.batch))
         return count, (
             f"{groups[-1].open_before} batch requests are open, {where.gpus_idle} GPUs are idle "
             f"in {name}, and {need:.1f} instances would be in time"
@@ -210,8 +217,10 @@ class BackpressureScaler:
         if memory.paid == 0:
             step = max(1.0, _PAID_STEP * allowed)
             memory.paid = wish if needed >= ratio * step else 0
-        elif wish > memory.paid or needed <= memory.paid / 2:
-            memory.paid = wish
+        else:
+            memory.paid = self._hold.highest(
+                f"{seen.model.name} paid", wish, seen.model.idle_release_s, seen.now
+            )
         if memory.paid == 0:
             return 0, ""
         return memory.paid, (
