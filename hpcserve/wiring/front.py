@@ -102,15 +102,17 @@ def _routers(world: World, batch: BatchServices, wake: Callable[[], None]) -> tu
 
 
 async def _presence(world: World) -> None:
-    """Say again and again since when agents can be heard here."""
-    since = world.clock.now()
+    """Say again and again since when agents can be heard here: not while the ledger is away."""
+    since = None
     while True:
-        note = {"since": since.isoformat(), "at": world.clock.now().isoformat()}
+        now = world.clock.now().isoformat()
+        since = since or now
+        note = {"since": since, "at": now}
         try:
             await world.ledger.transact(lambda tx, note=note: tx.notes.put(LISTENING, note))  # type: ignore[misc]  # bound now, not at the call
         except BackendError as error:
             log.warning("%s", error.message)
-            since = world.clock.now()
+            since = None
         await world.clock.sleep(PRESENCE_S)
 
 
