@@ -66,7 +66,7 @@ FAST: Settings = {
         "lease_poll_s": 0.2,
         "settle_s": 0.05,
     },
-    "batching": {"lease_ttl_s": 6.0, "poll_s": 0.2, "retry_pause_s": 1.0},
+    "batching": {"lease_ttl_s": 6.0, "poll_s": 0.2, "retry_pause_s": 1.0, "request_s": 2.0},
     "engine": {"listen_host": "127.0.0.1"},
 }
 

@@ -53,24 +53,26 @@ def test_scancel_by_hand_costs_only_what_was_in_flight(slurm_cluster: SlurmClust
 
 def test_the_time_limit_hands_batch_work_back(slurm_cluster: SlurmCluster) -> None:
     # Slurm counts minutes and warns up to half a minute early
-    model = {**SLOW, "time_limit_s": 60, "engine_args": ["--itl-ms", "100"]}
-    names = [f"line-{n}" for n in range(240)]
-    lines = [chat_line(name, "m", max_tokens=40) for name in names]
+    model = {**SLOW, "time_limit_s": 60, "engine_args": ["--itl-ms", "150"]}
     with running_site(slurm_cluster, {"m": model}) as site:
-        batch = site.submit(lines)
+        batch = site.submit(LINES[:100])
         site.wait_under_way(batch)
         (first,) = site.instances("ready")
         gone = site.wait_ended(first["id"], 100)
         assert gone["end_reason"] == "expired"
+        assert site.batch(batch)["status"] == "in_progress"
         site.wait_completed(batch)
-        assert_exactly_once(site.results(batch), names)
+        assert_exactly_once(site.results(batch), NAMES[:100])
 
 
 def test_an_idle_instance_drains_and_is_released(slurm_cluster: SlurmCluster) -> None:
-    site_settings = {"scaling": {"demand_memory_s": 1.0}}
-    with running_site(slurm_cluster, {"m": {**FAKE, "idle_release_s": 2.0}}, site_settings) as site:
+    forgetful = {"scaling": {"demand_memory_s": 4.0}}
+    with running_site(slurm_cluster, {"m": {**FAKE, "idle_release_s": 1.0}}, forgetful) as site:
         assert site.instances() == []
-        assert site.chat("m").status_code == 200
+        cold = site.chat("m")
+        assert (cold.status_code, cold.json()["error"]["code"]) == (503, "model_starting")
+        assert float(cold.headers["retry-after"]) > 0
+        site.wait("somebody is served", lambda: site.chat("m").is_success, 20)
         (instance,) = site.instances()
         gone = site.wait_ended(instance["id"])
         assert gone["end_reason"] == "scaled_in"
