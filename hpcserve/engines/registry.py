@@ -12,7 +12,11 @@ from hpcserve.ports.engine import Engine
 
 
 def engines(
-    *, vllm: tuple[str, ...], allow_downloads: bool, shutdown_timeout_s: int
+    *,
+    vllm: tuple[str, ...],
+    allow_downloads: bool,
+    shutdown_timeout_s: int,
+    preempts: bool = True,
 ) -> Mapping[EngineKind, Engine]:
     """Return one adapter for each kind.
 
@@ -20,11 +24,17 @@ def engines(
         vllm: the command up to `serve`, such as `("/opt/engine/bin/vllm",)`.
         allow_downloads: let engines fetch weights from a hub.
         shutdown_timeout_s: time that running requests get after SIGTERM.
+        preempts: interactive requests take slots from batch requests.
 
     """
     return {
         EngineKind.VLLM: VllmAdapter(
-            command=vllm, allow_downloads=allow_downloads, shutdown_timeout_s=shutdown_timeout_s
+            command=vllm,
+            allow_downloads=allow_downloads,
+            shutdown_timeout_s=shutdown_timeout_s,
+            preempts=preempts,
         ),
-        EngineKind.FAKE: FakeAdapter(python=sys.executable, shutdown_timeout_s=shutdown_timeout_s),
+        EngineKind.FAKE: FakeAdapter(
+            python=sys.executable, shutdown_timeout_s=shutdown_timeout_s, preempts=preempts
+        ),
     }

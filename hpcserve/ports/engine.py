@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
@@ -17,6 +17,12 @@ class Launch:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    #: mark a request as batch, so that interactive ones take its slot; empty where none can
+    batch_headers: Mapping[str, str] = field(default_factory=dict)
+    #: while the engine serves it reads here how many slots batch may hold; None: it does not
+    slots_file: str | None = None
+    #: what people should know about this start
+    note: str = ""
 
 
 class Engine(Protocol):

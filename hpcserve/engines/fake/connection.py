@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +37,8 @@ class Call:
     body: bytes
     authorization: bytes
     request_id: bytes
+    #: of the header, which counts more than the body's; None: it has none, or no number
+    priority: int | None
 
 
 Handler = Callable[[Call, "Connection"], Sequence | None]
@@ -69,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._authorization = b""
         self._request_id = b""
+        self._priority: int | None = None
         self._continue = False
 
     # What the event loop calls.
@@ -109,12 +113,15 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the three headers that matter."""
+        """Keep the headers that matter."""
         match name.lower():
             case b"authorization":
                 self._authorization = value
             case b"x-request-id":
                 self._request_id = value
+            case b"x-vllm-priority":
+                with contextlib.suppress(ValueError):
+                    self._priority = int(value)
             case b"expect":
                 self._continue = True
             case _:
@@ -140,6 +147,7 @@ class Connection(asyncio.Protocol):
             b"".join(self._body),
             self._authorization,
             self._request_id,
+            self._priority,
         )
         if len(self._calls) >= MAX_PIPELINED:
             raise ValueError(f"more than {MAX_PIPELINED} requests sent ahead")

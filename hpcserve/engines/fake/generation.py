@@ -37,6 +37,8 @@ class Generation:
     stream: bool
     include_usage: bool
     return_token_ids: bool
+    #: of the body; smaller is sooner
+    priority: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -80,6 +82,9 @@ def read_generation(dialect: Dialect, raw: Mapping[str, Any], *, max_model_len: 
             f" {max_tokens} output tokens and your prompt contains {length} input tokens.",
             param="max_tokens",
         )
+    priority = raw.get("priority", 0)
+    if not isinstance(priority, int):
+        raise RequestError(f"priority must be an integer, got {priority!r}.", param="priority")
     options = raw.get("stream_options") or {}
     return Generation(
         dialect=dialect,
@@ -89,6 +94,7 @@ def read_generation(dialect: Dialect, raw: Mapping[str, Any], *, max_model_len: 
         stream=bool(raw.get("stream")),
         include_usage=isinstance(options, Mapping) and bool(options.get("include_usage")),
         return_token_ids=bool(raw.get("return_token_ids")),
+        priority=priority,
     )
 
 

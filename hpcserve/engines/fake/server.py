@@ -153,7 +153,8 @@ class FakeEngine:
             id=f"{dialect.value}-{name}", created=int(time.time()), model=settings.model
         )
         sink = (Stream if generation.stream else Whole)(generation, heading, reply, faults)
-        return self._sequences.add(generation, sink)
+        priority = generation.priority if call.priority is None else call.priority
+        return self._sequences.add(generation, sink, priority=priority)
 
     def _is_loading(self) -> bool:
         return self._loop.time() < self._loaded_at

@@ -41,6 +41,10 @@ class Settings:
     load_s: float = 0.0
     #: time that streams get to finish after SIGTERM; 0 cuts them at once
     shutdown_timeout_s: float = 0.0
+    #: interactive requests take slots from batch requests; otherwise priorities count for nothing
+    interactive_first: bool = False
+    #: file with the number of slots that batch may hold; empty: there is no such limit
+    batch_slots_file: str = ""
     faults: Faults = NO_FAULTS
 
 
@@ -65,6 +69,8 @@ def parse_arguments(arguments: Sequence[str], *, key: str) -> Settings:
     add("--seed", type=int, default=0)
     add("--load-s", type=_duration, default=0.0, help="503 until then")
     add("--shutdown-timeout", dest="shutdown_timeout_s", type=_duration, default=0.0)
+    add("--interactive-first", action="store_true", help="chat takes slots from batch")
+    add("--batch-slots-file", default="", help="holds the number of slots that batch may hold")
     add("--faults", type=_faults, default=NO_FAULTS, help="JSON as for POST /fake/faults")
     return Settings(**vars(parser.parse_args(arguments)), key=key)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from hpcserve.domain.load import EngineLoad
 from hpcserve.domain.model import Model
 from hpcserve.engines.vllm.metrics import read_load
+from hpcserve.engines.vllm.preemption import Preemption, preemption
 from hpcserve.errors import ConfigError
 from hpcserve.ports.engine import Launch
 
@@ -29,6 +30,8 @@ class VllmAdapter:
     allow_downloads: bool
     #: after SIGTERM running requests get so long; without it vLLM cuts them
     shutdown_timeout_s: int
+    #: let interactive requests take slots from batch requests, where that was tested
+    preempts: bool = True
 
     def launch(self, model: Model, *, host: str, port: int, key: str, scratch_dir: str) -> Launch:
         """Return how to start it; raise ConfigError for a model over several nodes."""
@@ -37,15 +40,21 @@ class VllmAdapter:
                 f"model {model.name}: nodes = {model.nodes}, but an instance of vLLM is started on"
                 " one node; use tensor_parallel over the GPUs of one node"
             )
+        scratch = Path(scratch_dir)
+        slots = preemption(model, command=self.command, is_wanted=self.preempts, scratch=scratch)
         return Launch(
-            argv=self._argv(model, host, port), env=self._environment(model, key, Path(scratch_dir))
+            argv=self._argv(model, host, port, slots),
+            env={**self._environment(model, key, scratch), **slots.env},
+            batch_headers=slots.batch_headers,
+            slots_file=slots.slots_file,
+            note=slots.note,
         )
 
     def read_load(self, metrics: str, at: datetime) -> EngineLoad:
         """Parse the text of `/metrics`."""
         return read_load(metrics, at)
 
-    def _argv(self, model: Model, host: str, port: int) -> tuple[str, ...]:
+    def _argv(self, model: Model, host: str, port: int, slots: Preemption) -> tuple[str, ...]:
         revision = ("--revision", model.revision) if model.revision else ()
         cache: tuple[str, ...] = ()
         if model.kv_cache_mib is not None:
@@ -64,6 +73,7 @@ class VllmAdapter:
             "--disable-uvicorn-access-log",
             # The catalog's own arguments may change what stands above, not what stands below.
             *model.engine_args,
+            *slots.arguments,
             *("--served-model-name", model.name),
             *("--host", host),
             *("--port", str(port)),

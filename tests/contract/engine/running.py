@@ -14,12 +14,13 @@ from typing import Any
 
 import httpx
 
+from hpcserve.agent.batch_slots import BatchSlots
 from hpcserve.domain.load import EngineLoad
 from hpcserve.domain.model import Model
 from hpcserve.engines.failure import describe_exit, explain_failure
 from hpcserve.engines.port import HeldPort
 from hpcserve.engines.process import EngineProcess, EngineProcesses
-from hpcserve.ports.engine import Engine
+from hpcserve.ports.engine import Engine, Launch
 
 KEY = "key-of-this-instance"
 
@@ -32,10 +33,25 @@ class RunningEngine:
     model: Model
     process: EngineProcess
     client: httpx.AsyncClient
+    launch: Launch
 
     async def post(self, path: str, **body: object) -> httpx.Response:
         """Post a body that names the model unless it names another."""
         return await self.client.post(path, json={"model": self.model.name, **body})
+
+    async def post_batch(self, path: str, **body: object) -> httpx.Response:
+        """Post as an agent posts a line of a batch."""
+        return await self.client.post(
+            path,
+            json={"model": self.model.name, **body},
+            headers=dict(self.launch.batch_headers),
+            timeout=300,
+        )
+
+    def limit_batch(self, slots: int) -> None:
+        """Let batch hold so many slots."""
+        assert self.launch.slots_file is not None, self.launch.note
+        BatchSlots(Path(self.launch.slots_file)).limit(slots)
 
     async def complete(self, path: str, **body: object) -> dict[str, Any]:
         """Post and return the answer, which must be good."""
@@ -97,7 +113,9 @@ async def running_engine(
             timeout=30,
             trust_env=False,
         )
-        engine = RunningEngine(adapter=adapter, model=model, process=process, client=client)
+        engine = RunningEngine(
+            adapter=adapter, model=model, process=process, client=client, launch=launch
+        )
         try:
             async with asyncio.timeout(within_s):
                 await _ready(engine, log_path)

@@ -16,6 +16,8 @@ from tests.contract.engine.running import RunningEngine, deltas
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "Name three rivers."}]
+#: what every engine under this suite is started with
+SLOTS = 4
 #: greedy, and no end before max_tokens: two runs can be compared
 EXACT = {"temperature": 0, "ignore_eos": True}
 #: routes that exist whatever `/openapi.json` says
@@ -183,6 +185,53 @@ class EngineContract:
         await engine.load_when(running=1)
         await events.aclose()
         await engine.load_when(running=0, within_s=5)
+
+    async def test_chat_takes_a_slot_that_batch_holds(self, engine: RunningEngine) -> None:
+        lines = [{"prompt": f"line {n}", "max_tokens": 200, **EXACT} for n in range(SLOTS + 1)]
+        alone = [await engine.complete(COMPLETIONS, **line) for line in lines]
+        before = await engine.load()
+        tasks = [asyncio.create_task(engine.post_batch(COMPLETIONS, **line)) for line in lines]
+        await engine.load_when(running=SLOTS)
+        answer = await engine.complete(CHAT, messages=MESSAGES, max_tokens=2, **EXACT)
+        assert answer["usage"]["completion_tokens"] == 2
+        assert not any(task.done() for task in tasks)
+        # a body's own priority moves a line of a batch nowhere
+        eager = asyncio.create_task(
+            engine.post_batch(COMPLETIONS, prompt="me", priority=-9, max_tokens=1)
+        )
+        done = await asyncio.gather(*tasks)
+        assert (await eager).status_code == 200
+        after = await engine.load()
+        assert after.preemptions_total == before.preemptions_total + 1
+        texts = [response.json()["choices"][0]["text"] for response in done]
+        assert texts == [one["choices"][0]["text"] for one in alone]
+
+    async def test_chat_does_not_take_a_slot_that_chat_holds(self, engine: RunningEngine) -> None:
+        request = {"prompt": "long", "max_tokens": 200, **EXACT}
+        before = await engine.load()
+        tasks = [asyncio.create_task(engine.post(COMPLETIONS, **request)) for _ in range(SLOTS)]
+        await engine.load_when(running=SLOTS)
+        await engine.complete(COMPLETIONS, prompt="urgent", max_tokens=1, priority=-5)
+        assert any(task.done() for task in tasks)
+        await asyncio.gather(*tasks)
+        assert (await engine.load()).preemptions_total == before.preemptions_total
+
+    async def test_batch_holds_no_more_slots_than_it_may(self, engine: RunningEngine) -> None:
+        line = {"prompt": "line", "max_tokens": engine.model.max_model_len - 100, **EXACT}
+        tasks = [asyncio.create_task(engine.post_batch(COMPLETIONS, **line)) for _ in range(SLOTS)]
+        await engine.load_when(running=SLOTS)
+        for slots in (1, 3, 0):
+            engine.limit_batch(slots)
+            load = await engine.load_when(running=slots)
+            assert load.waiting == SLOTS - slots
+        answer = await engine.complete(CHAT, messages=MESSAGES, max_tokens=2, **EXACT)
+        assert answer["usage"]["completion_tokens"] == 2
+        engine.limit_batch(SLOTS)
+        await engine.load_when(running=SLOTS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await engine.load_when(running=0)
 
     async def test_sigterm_finishes_streams_and_refuses_new_requests(
         self, engine: RunningEngine

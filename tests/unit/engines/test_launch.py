@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hpcserve.domain.model import EngineKind
 from hpcserve.engines.fake import settings
 from hpcserve.engines.registry import engines
 from hpcserve.engines.vllm import launch as vllm_launch
+from hpcserve.engines.vllm.launch import VllmAdapter
 from hpcserve.errors import ConfigError
 from hpcserve.ports.engine import Launch
 from tests.builders import a_model
@@ -83,6 +86,69 @@ def test_downloads_are_off_unless_allowed() -> None:
         a_model("m"), host="h", port=1, key="k", scratch_dir="/s"
     )
     assert started.env["HF_HUB_OFFLINE"] == "0"
+
+
+def an_environment(folder: Path, *versions: str) -> tuple[str, ...]:
+    """Make what an engine's environment looks like from outside; return its command."""
+    packages = folder / "lib" / "python3.11" / "site-packages"
+    for version in versions:
+        (packages / f"vllm-{version}.dist-info").mkdir(parents=True)
+    command = folder / "bin" / "vllm"
+    command.parent.mkdir()
+    command.touch(mode=0o755)
+    return (str(command),)
+
+
+def launch_with(command: tuple[str, ...], *, preempts: bool = True, **fields: object) -> Launch:
+    adapter = VllmAdapter(
+        command=command, allow_downloads=False, shutdown_timeout_s=1, preempts=preempts
+    )
+    return adapter.launch(a_model("m", **fields), host="h", port=1, key="k", scratch_dir="/s")
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.0+cu130"])
+def test_chat_takes_slots_from_batch_with_a_tested_release(tmp_path: Path, version: str) -> None:
+    started = launch_with(an_environment(tmp_path, version))
+    assert value_of(started.argv, "--scheduler-cls") == "hpcserve_scheduler.InteractiveFirst"
+    assert value_of(started.argv, "--scheduling-policy") == "priority"
+    assert (vllm_launch.PLUGINS / "hpcserve_scheduler.py").is_file()
+    assert started.slots_file == started.env["HPCSERVE_BATCH_SLOTS"] == "/s/batch_slots"
+    assert started.batch_headers
+    assert not started.note
+
+
+@pytest.mark.parametrize(
+    ("versions", "fields", "words"),
+    [
+        (("0.33.0",), {}, "vLLM 0.33.0 is not among those tested: 0.32.0"),
+        (("0.32.0", "0.31.1"), {}, "vLLM 0.31.1, 0.32.0 is not"),
+        ((), {}, "cannot be told"),
+        (("0.32.0",), {"pipeline_parallel": 2}, "pipeline_parallel"),
+        (("0.32.0",), {"engine_args": ("--scheduling-policy=fcfs",)}, "--scheduling-policy of"),
+        (("0.32.0",), {"engine_args": ("--runner", "pooling")}, "--runner of engine_args"),
+    ],
+)
+def test_anything_untested_serves_without_and_says_why(
+    tmp_path: Path, versions: tuple[str, ...], fields: dict[str, object], words: str
+) -> None:
+    started = launch_with(an_environment(tmp_path, *versions), **fields)
+    assert "--scheduler-cls" not in started.argv
+    assert (started.batch_headers, started.slots_file) == ({}, None)
+    assert words in started.note
+
+
+@pytest.mark.parametrize("engine", list(EngineKind))
+def test_it_can_be_turned_off(engine: EngineKind) -> None:
+    off = engines(vllm=("vllm",), allow_downloads=False, shutdown_timeout_s=1, preempts=False)[
+        engine
+    ]
+    started = off.launch(a_model("m"), host="h", port=1, key="k", scratch_dir="/s")
+    assert (started.batch_headers, started.slots_file) == ({}, None)
+    assert started.note == "chat takes no slots from batch: [engine] plugin is off"
+
+
+def test_a_command_of_a_container_cannot_be_asked() -> None:
+    assert "cannot be told" in launch_with(("/bin/sh", "exec", "image.sif", "vllm")).note
 
 
 def test_several_nodes_are_refused() -> None:
