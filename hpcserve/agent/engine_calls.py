@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import aiohttp
@@ -16,7 +17,8 @@ _PROOFS = (
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1}),
     ("/v1/embeddings", {"input": "1"}),
 )
-_JSON = {"content-type": "application/json"}
+_JSON: Mapping[str, str] = {"content-type": "application/json"}
+_NONE: Mapping[str, str] = {}
 
 
 class EngineCalls:
@@ -31,14 +33,19 @@ class EngineCalls:
         probe_timeout_s: float,
         line_timeout_s: float,
         answer_max_bytes: int,
+        batch_headers: Mapping[str, str],
     ) -> None:
-        """Take a session whose pool is as large as the engine's ceiling, and the engine's key."""
+        """Take a session whose pool is as large as the engine's ceiling, and the engine's key.
+
+        *batch_headers* mark a batch request, whatever its body says.
+        """
         self._session = session
         self._base_url = base_url
         self._headers = {"authorization": f"Bearer {key}"}
         self._probe_timeout = aiohttp.ClientTimeout(total=probe_timeout_s)
         self._line_timeout = aiohttp.ClientTimeout(total=line_timeout_s)
         self._answer_max_bytes = answer_max_bytes
+        self._batch_headers = {**_JSON, **batch_headers}
 
     async def is_healthy(self) -> bool:
         """Ask `/health`; no answer is no health."""
@@ -59,7 +66,8 @@ class EngineCalls:
         """Generate one token, or raise BackendError that says what came instead."""
         came = ""
         for route, fields in _PROOFS:
-            answer = await self.post(route, json.dumps({"model": model, **fields}).encode())
+            body = json.dumps({"model": model, **fields}).encode()
+            answer = await self._call("POST", route, body, self._line_timeout, _JSON)
             if understand(answer).is_success:
                 return
             came = f"{answer.status} on {route}: {answer.body[:300].decode(errors='replace')}"
@@ -70,20 +78,28 @@ class EngineCalls:
         )
 
     async def post(self, route: str, body: bytes) -> Answer:
-        """Send one request and return the answer, whatever its status.
+        """Send one batch request and return the answer, whatever its status.
 
         Raises BackendError(retryable=True) when there is no answer, and BackendError(
         retryable=False) when there is none in time or it is too large.
         """
-        return await self._call("POST", route, body, self._line_timeout)
+        return await self._call("POST", route, body, self._line_timeout, self._batch_headers)
 
     async def _call(
-        self, method: str, route: str, body: bytes | None, limit: aiohttp.ClientTimeout
+        self,
+        method: str,
+        route: str,
+        body: bytes | None,
+        limit: aiohttp.ClientTimeout,
+        headers: Mapping[str, str] = _NONE,
     ) -> Answer:
-        headers = self._headers if body is None else {**self._headers, **_JSON}
         try:
             async with self._session.request(
-                method, self._base_url + route, data=body, headers=headers, timeout=limit
+                method,
+                self._base_url + route,
+                data=body,
+                headers={**self._headers, **headers},
+                timeout=limit,
             ) as response:
                 return Answer(status=response.status, body=await self._read(response, route))
         except TimeoutError as error:

@@ -6,7 +6,8 @@ what to start, what to shed. Act: through the control API and the engine's HTTP 
 - The engine never starves: so much is leased ahead as it does in `prefetch_s`, and no more, so that
   the tail of a batch spreads over all instances.
 - Shedding closes the connections of the newest requests, which aborts them inside the engine, and
-  hands their lines back.
+  hands their lines back. An engine that takes a limit of its slots holds them back itself, at once
+  and without loss; then only what is above the cap for `hold_s` is shed.
 - Requests that were lost before run apart from the others and in small company (policy
   `isolation`).
 - When the engine crashes, lines in flight are NOT handed back: the attempt counts, or a request
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from hpcserve.agent.answer import outcome, unanswered, understand
+from hpcserve.agent.batch_slots import BatchSlots
 from hpcserve.agent.engine_calls import EngineCalls
 from hpcserve.agent.hand_in import HandIn
 from hpcserve.agent.pause import Backoff
@@ -69,9 +71,10 @@ class Feeder:
         jitter: Callable[[], float],
         settings: AgentSettings,
         limit: LocalLimit,
+        slots: BatchSlots,
         health: asyncio.Event,
     ) -> None:
-        """Take the first limit, and the event that is set while the engine is healthy."""
+        """Take the first limit, where to tell it the engine, and the event of a healthy engine."""
         self._control = control
         self._calls = calls
         self._clock = clock
@@ -79,6 +82,9 @@ class Feeder:
         self._settings = settings
         self._health = health
         self._pressure = Pressure(limit)
+        self._slots = slots
+        #: since when more is in flight than the cap, and the highest cap since then
+        self._above: tuple[float, int] | None = None
         self._hand_in = HandIn(control, clock, jitter, settings, self._lose)
         self._leases: dict[int, _Lease] = {}
         self._buffer: deque[_Work] = deque()
@@ -108,8 +114,10 @@ class Feeder:
     def observe(self, load: EngineLoad) -> None:
         """Take a reading of the engine: move the cap, shed what is above it, start what fits."""
         cap = self._pressure.observe(load, in_flight=len(self._running))
-        if len(self._running) > cap:
-            newest = tuple(self._running)[cap:]
+        self._slots.limit(cap)
+        allowed = self._allowed(cap)
+        if len(self._running) > allowed:
+            newest = tuple(self._running)[allowed:]
             self._give_back(newest)
             keep = self._target()
             self._give_back(tuple(self._buffer)[keep:])
@@ -262,6 +270,20 @@ class Feeder:
         return result
 
     # -- giving back
+
+    def _allowed(self, cap: int) -> int:
+        """Return how many may stay in flight: the cap, and what the engine may hold back."""
+        if len(self._running) <= cap or not self._slots.is_obeyed:
+            self._above = None
+            return cap
+        now_s = self._clock.monotonic_s()
+        since_s, highest = self._above or (now_s, cap)
+        highest = max(highest, cap)
+        if now_s - since_s < self._settings.hold_s:
+            self._above = since_s, highest
+            return len(self._running)
+        self._above = None
+        return highest
 
     def _give_back(self, works: tuple[_Work, ...]) -> None:
         for work in works:

@@ -14,6 +14,7 @@ import aiohttp
 
 from hpcserve.agent.agent import Agent
 from hpcserve.agent.allocation import Allocation
+from hpcserve.agent.batch_slots import BatchSlots
 from hpcserve.agent.control_client import ControlClient
 from hpcserve.agent.engine_calls import EngineCalls
 from hpcserve.agent.feeder import Feeder
@@ -65,6 +66,13 @@ async def run_agent(
     model = order.model
     host = listen_host or allocation.hostname
     logs, scratch = _folders(Path(order.instance_dir))
+    launch = engine.launch(
+        model,
+        host=listen_host or _EVERY_INTERFACE,
+        port=port,
+        key=order.engine_key,
+        scratch_dir=str(scratch),
+    )
     health, news = asyncio.Event(), asyncio.Event()
     pool = aiohttp.TCPConnector(limit=0, ssl=False)
     async with (
@@ -86,6 +94,7 @@ async def run_agent(
             probe_timeout_s=settings.probe_timeout_s,
             line_timeout_s=settings.line_timeout_s,
             answer_max_bytes=settings.answer_max_bytes,
+            batch_headers=launch.batch_headers,
         )
         feeder = Feeder(
             control=control,
@@ -99,17 +108,12 @@ async def run_agent(
                 itl_slo_s=model.itl_slo_ms / 1000,
                 memory_s=settings.interactive_memory_s,
             ),
+            slots=BatchSlots(Path(launch.slots_file) if launch.slots_file else None),
             health=health,
         )
         supervisor = Supervisor(
             model=model,
-            launch=engine.launch(
-                model,
-                host=listen_host or _EVERY_INTERFACE,
-                port=port,
-                key=order.engine_key,
-                scratch_dir=str(scratch),
-            ),
+            launch=launch,
             log_path=logs / "engine.log",
             engine=engine,
             explain=explain,

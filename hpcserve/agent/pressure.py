@@ -37,25 +37,27 @@ class Pressure:
 
         What the engine has beyond the most that we had in flight since the last reading is
         interactive; with less than that, requests that just came or went would count as such.
+        What is in flight above the cap waits because the engine was told so, not for a slot.
         """
         before, self._before = self._before, load
         interactive = max(0, load.running + load.waiting - max(self._peak, in_flight))
+        held = max(0, in_flight - self.limit.cap)
         if interactive:
             self._interactive_at = load.at
         if before is not None and (seconds := (load.at - before.at).total_seconds()) > 0:
             self._count_lines(seconds)
-            self.limit = self.limit.next(self._reading(before, load, interactive, seconds))
+            self.limit = self.limit.next(self._reading(before, load, interactive, held, seconds))
         self._peak = min(in_flight, self.limit.cap)
         return self.limit.cap
 
     def _reading(
-        self, before: EngineLoad, load: EngineLoad, interactive: int, seconds: float
+        self, before: EngineLoad, load: EngineLoad, interactive: int, held: int, seconds: float
     ) -> Reading:
         tokens = load.itl_count - before.itl_count
         quiet = load.at - self._interactive_at if self._interactive_at else None
         return Reading(
             interactive=interactive,
-            waiting=load.waiting,
+            waiting=max(0, load.waiting - held),
             batch=self._peak,
             itl_s=(load.itl_sum_s - before.itl_sum_s) / tokens if tokens > 0 else None,
             tokens_per_s=(load.generation_tokens_total - before.generation_tokens_total) / seconds,

@@ -7,6 +7,7 @@ also 200 while vLLM drains. A dead process is noticed by its exit, not by a miss
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from hpcserve.ports.clock import Clock
 from hpcserve.ports.control import Ending
 from hpcserve.ports.engine import Engine, Launch
 from hpcserve.ports.process import Process, Processes
+
+log = logging.getLogger(__name__)
 
 #: of the log's end, searched for its last lines
 _TAIL_BYTES = 64 * 1024
@@ -87,11 +90,13 @@ class Supervisor:
     def stage(self) -> str:
         """What the engine is at, for people."""
         if self.is_healthy:
-            return "ready"
+            return f"ready; {self._launch.note}" if self._launch.note else "ready"
         return "does not answer" if self.is_proven else "loading"
 
     async def watch(self) -> Ending:
         """Start the engine and return why it is of no use any more."""
+        if self._launch.note:
+            log.warning("%s", self._launch.note)
         try:
             process = await self._processes.start(self._launch, log_path=str(self.log_path))
         except BackendError as error:
@@ -190,8 +195,8 @@ def _exit_words(code: int) -> str:
 
 def _tail(path: Path) -> str:
     try:
-        with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            return log.read().decode(errors="replace")
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
     except OSError as error:
         return f"(the log cannot be read: {error.strerror})"

@@ -122,6 +122,10 @@ class Gateway:
     port: int = 8620
     #: Unix socket for login-node users; empty: `run/gateway.sock` in the state folder
     socket: str = ""
+    #: certificate file (PEM) for TLS on the port; empty: plain HTTP
+    tls_cert: str = ""
+    #: and its key file
+    tls_key: str = ""
     #: URL under which compute nodes reach the gateway; empty: made from host and port
     advertise_url: str = ""
     #: between two looks at the ledger for the instances that serve
@@ -250,6 +254,9 @@ class Agent:
     answer_max_bytes: int = 16 * 1024**2
     #: slots are kept free for chat so long after the last chat request, s
     interactive_memory_s: float = 60.0
+    #: an engine that knows batch from chat holds batch above the cap back for so long before it is
+    #: handed to other instances, s
+    hold_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,6 +337,8 @@ class Engine:
     allow_downloads: bool = False
     #: interface address that engines listen on; empty: the node's own name, or loopback when local
     listen_host: str = ""
+    #: let chat take slots from batch inside the engine: auto (releases it was tested with) or off
+    plugin: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

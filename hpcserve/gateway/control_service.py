@@ -210,7 +210,7 @@ def _heard(instance: Instance, said: Heartbeat, now: datetime) -> _Story:
         instance, line = instance.on(
             _E.HEALTHY,
             at=now,
-            reason="the engine answers and generates",
+            reason="the engine answers and generates" + said.stage.removeprefix("ready"),
             ready_at=instance.ready_at or now,
         )
         lines.append(line)

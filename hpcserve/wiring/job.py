@@ -21,8 +21,12 @@ from hpcserve.engines.failure import explain_failure
 from hpcserve.engines.port import HeldPort
 from hpcserve.engines.process import EngineProcesses
 from hpcserve.engines.registry import engines
+from hpcserve.errors import ConfigError
 from hpcserve.wiring.gpus import open_gpus
 from hpcserve.wiring.system import SystemClock
+
+#: values of `[engine] plugin`
+PLUGIN = ("auto", "off")
 
 
 def run_agent(order: AgentOrder) -> None:
@@ -43,6 +47,7 @@ async def _run(order: AgentOrder, settings: Mapping[str, Any]) -> int:
         vllm=(engine.vllm,),
         allow_downloads=engine.allow_downloads,
         shutdown_timeout_s=round(agent.drain_s),
+        preempts=chat_preempts(engine),
     )
     with HeldPort(engine.listen_host or "0.0.0.0") as port:  # noqa: S104 - held, never listens
         return await job.run_agent(
@@ -64,6 +69,15 @@ async def _run(order: AgentOrder, settings: Mapping[str, Any]) -> int:
             clock=clock,
             jitter=random.Random().random,  # noqa: S311 - spreads retries
         )
+
+
+def chat_preempts(settings: EngineSettings) -> bool:
+    """Return whether chat may take slots from batch inside the engine; raise ConfigError."""
+    if settings.plugin not in PLUGIN:
+        raise ConfigError(
+            f"[engine] plugin is {settings.plugin!r}; choose one of {', '.join(PLUGIN)}"
+        )
+    return settings.plugin != "off"
 
 
 def engine_command(settings: EngineSettings, env: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from hpcserve.domain.model import Model
 from hpcserve.ledger import open_ledger
 from hpcserve.ports.clock import Clock, Ids
 from hpcserve.ports.ledger import Ledger
-from hpcserve.wiring.job import engine_command
+from hpcserve.wiring.job import chat_preempts, engine_command
 from hpcserve.wiring.site import Catalog, Paths, ledger_url, open_site, read_secret
 from hpcserve.wiring.system import SystemClock, SystemIds
 
@@ -32,6 +32,8 @@ class World:
 def open_world(config: Config) -> World:
     """Open everything that the configuration names; raise ConfigError or BackendError."""
     paths = open_site(config)
+    # a job would find it out too late
+    chat_preempts(config.engine)
     engine = replace(config.engine, vllm=engine_command(config.engine, os.environ))
     return World(
         config=replace(config, engine=engine),

@@ -19,11 +19,13 @@ from tests.unit.agent.loads import a_load
 
 
 class InstantClock:
+    at_s = 0.0
+
     def now(self):
         return NOW
 
     def monotonic_s(self) -> float:
-        return 0.0
+        return self.at_s
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(0)
@@ -97,17 +99,36 @@ def a_grant(lease_id: int, *attempts: int) -> Grant:
     )
 
 
+@dataclass
+class ToldSlots:
+    """An engine that holds batch back by itself, or does not."""
+
+    is_obeyed: bool
+    limits: list[int] = field(default_factory=list)
+
+    def limit(self, slots: int) -> None:
+        self.limits.append(slots)
+
+
 @asynccontextmanager
-async def feeding(control: ControlPlane, engine: Engine, slots: int) -> AsyncIterator[Feeder]:
+async def feeding(
+    control: ControlPlane,
+    engine: Engine,
+    slots: int,
+    *,
+    told: ToldSlots | None = None,
+    clock: InstantClock | None = None,
+) -> AsyncIterator[Feeder]:
     health = asyncio.Event()
     health.set()
     feeder = Feeder(
         control=control,  # type: ignore[arg-type]  # the calls that a feeder makes
         calls=engine,  # type: ignore[arg-type]  # the same
-        clock=InstantClock(),
+        clock=clock or InstantClock(),
         jitter=lambda: 0.0,
-        settings=AgentSettings(settle_s=0.0),
+        settings=AgentSettings(settle_s=0.0, hold_s=10.0),
         limit=LocalLimit(cap=slots, ceiling=slots, itl_slo_s=0.1, memory_s=60),
+        slots=told or ToldSlots(is_obeyed=False),  # type: ignore[arg-type]  # no file here
         health=health,
     )
     task = asyncio.create_task(feeder.run())
@@ -184,6 +205,40 @@ async def test_shedding_aborts_the_newest_and_hands_them_back() -> None:
         assert numbers(engine) == [100, 101, 102, 103, 104]
         assert sorted(control.released) == [105, 106, 107]
         assert feeder.in_flight == 5
+
+
+async def test_what_the_engine_holds_back_is_shed_only_when_that_lasts() -> None:
+    control, engine = ControlPlane([a_grant(1, *[0] * 8)]), Engine()
+    told, clock = ToldSlots(is_obeyed=True), InstantClock()
+    async with feeding(control, engine, 8, told=told, clock=clock) as feeder:
+        feeder.observe(a_load(0, running=8))
+        feeder.observe(a_load(1, running=8, waiting=3))
+        # what now waits was told to; it is no sign that chat waits for a slot
+        clock.at_s = 9.0
+        feeder.observe(a_load(2, running=8, waiting=3))
+        await turns()
+        assert told.limits == [8, 5, 5]
+        assert (feeder.in_flight, engine.aborted) == (8, [])
+        clock.at_s = 11.0
+        feeder.observe(a_load(3, running=8, waiting=3))
+        await turns()
+        assert sorted(control.released) == [105, 106, 107]
+
+
+async def test_a_dip_of_the_cap_aborts_nothing_that_the_engine_can_hold() -> None:
+    control, engine = ControlPlane([a_grant(1, *[0] * 8)]), Engine()
+    told, clock = ToldSlots(is_obeyed=True), InstantClock()
+    async with feeding(control, engine, 8, told=told, clock=clock) as feeder:
+        feeder.observe(a_load(0, running=8))
+        feeder.observe(a_load(1, running=8, waiting=3))
+        for second in (6.0, 12.0, 18.0):
+            clock.at_s = second
+            feeder.observe(a_load(second, running=8))
+        await turns()
+        # all of the cap came back but the slot that is kept free after chat
+        assert told.limits == [8, 5, 7, 7, 7]
+        assert engine.aborted == [b"107"]
+        assert feeder.in_flight == 7
 
 
 async def test_results_wait_for_a_control_plane_that_is_away() -> None:
