@@ -56,8 +56,8 @@ class Lane:
         "pools",
         "queue",
         "reported",
+        "requests",
         "retry_credit",
-        "running",
         "suspects",
         "turn",
         "view",
@@ -75,12 +75,22 @@ class Lane:
         self.pools: tuple[Pool, ...] = ()
         #: requests so far
         self.turn = 0
-        #: requests with an instance, or on their way to one
-        self.running = 0
+        #: requests that are not answered yet
+        self.requests = 0
         #: asked for since the last report of demand
         self.asked = False
         #: running and waiting of that report
         self.reported = (0, 0)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self.queue)
+
+    @property
+    def running(self) -> int:
+        """Requests with an instance, or on their way to one."""
+        return self.requests - len(self.queue)
 
 
 class Dispatch:
@@ -334,12 +344,12 @@ class Dispatch:
         lanes = [
             lane
             for lane in self.lanes.values()
-            if lane.asked or lane.running or (lane.running, len(lane.queue)) != lane.reported
+            if lane.asked or lane.requests or (lane.running, lane.waiting) != lane.reported
         ]
         if not lanes:
             return
         demand = tuple(
-            Demand(model=lane.name, asked_at=now, running=lane.running, waiting=len(lane.queue))
+            Demand(model=lane.name, asked_at=now, running=lane.running, waiting=lane.waiting)
             for lane in lanes
         )
         cold = any(lane.asked and not lane.pools for lane in lanes)
@@ -376,7 +386,7 @@ class Dispatch:
         self.access_log.flush()
 
     def _gauges(self) -> Iterable[tuple[str, int, int]]:
-        return ((lane.name, lane.running, len(lane.queue)) for lane in self.lanes.values())
+        return ((lane.name, lane.running, lane.waiting) for lane in self.lanes.values())
 
 
 def _live(tx: Tx) -> tuple[Instance, ...]:

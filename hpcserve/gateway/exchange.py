@@ -196,7 +196,7 @@ class Exchange:
             return
         self._lane = lane
         lane.asked = True
-        lane.running += 1
+        lane.requests += 1
         if fields.get("stream") is True and self.route.counts_on_request:
             self._prepare_stream(fields)
         self._tokens = self._body_bytes // _BYTES_PER_TOKEN + _answer_tokens(fields)
@@ -661,7 +661,7 @@ class Exchange:
         self._release_pool()
         lane = self._lane
         if lane is not None:
-            lane.running -= 1
+            lane.requests -= 1
         self._book(lane.name if lane else "-", pool.instance_id if pool else "-", outcome)
         self._held.clear()
         self._connection.turn_over(self)

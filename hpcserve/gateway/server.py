@@ -67,6 +67,8 @@ class GatewayServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                ssl_certfile=settings.tls_cert or None,
+                ssl_keyfile=settings.tls_key or None,
                 backlog=settings.backlog,
                 timeout_graceful_shutdown=int(settings.stop_s),
             )
@@ -84,7 +86,8 @@ class GatewayServer:
         tcp = bind_tcp(self._settings.host, self._settings.port)
         unix = bind_unix(self._socket_path)
         host, port = tcp.getsockname()[:2]
-        self.url = self._settings.advertise_url or f"http://{_in_url(host)}:{port}"
+        scheme = "https" if self._settings.tls_cert else "http"
+        self.url = self._settings.advertise_url or f"{scheme}://{_in_url(host)}:{port}"
         self._server.unix_socket = unix
         await self._dispatch.refresh()
         _calm_collector()

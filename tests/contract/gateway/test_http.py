@@ -6,6 +6,7 @@ import asyncio
 import getpass
 import json
 import re
+import ssl
 import time
 
 import httpx
@@ -261,3 +262,24 @@ async def test_silent_engine_is_given_up(start_site):
         *(site.send(post(chat(stream=True), headers=CLOSE), timeout_s=8) for _ in range(2))
     )
     assert [statuses(answer) for answer in answers] == [[200], [200]]
+
+
+async def test_tls_when_configured(start_site, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    made = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject),
+        *("-keyout", str(key), "-out", str(cert)),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await made.wait() == 0
+    site = await start_site(tls_cert=str(cert), tls_key=str(key))
+    site.engines[0].default = stream(token_event("a"), b"data: [DONE]\n\n")
+    assert site.server.url.startswith("https://")
+    trusted = ssl.create_default_context(cafile=str(cert))
+    async with httpx.AsyncClient(
+        base_url=site.server.url, verify=trusted, headers={"authorization": f"Bearer {KEY}"}
+    ) as client:
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        answer = await client.post("/v1/chat/completions", json=chat(stream=True))
+        assert answer.text.endswith("data: [DONE]\n\n")
