@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
 from hpcserve.batching.pace import Pace
@@ -49,6 +49,16 @@ class _Watched:
     pace: Pace = field(default_factory=Pace)
     #: p90 by stage, as the story has them
     said: dict[str, datetime] = field(default_factory=dict)
+    #: what a line was to cost by the first own results, and what they were
+    promise_s: float | None = None
+    beginning: Stretch = field(default_factory=Stretch)
+
+    def learn(self, prior: Prior) -> Prior:
+        """Return what the next batch of this model is to believe."""
+        total = self.history.total
+        lines = total.lines - self.beginning.lines
+        rest_s = (total.instance_s - self.beginning.instance_s) / lines if lines else 0.0
+        return prior.learn(total.cost_s, self.promise_s, rest_s or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +186,8 @@ class Estimates:
             note[batch.id] = _shape(watched, done, seen.live, own_s=own_s, now=now, reason=reason)
             known = watched.history.total.lines - batch.counts.leased
             stage = _LEARNED if known >= _LEARNED_LINES else _FIRST
+            if stage == _LEARNED and watched.promise_s is None:
+                watched.promise_s, watched.beginning = each.p50_s, watched.history.total
             if stage not in watched.said:
                 watched.said[stage] = now + timedelta(seconds=done.p90_s)
                 events.append(_estimated(batch, done, stage, reason, now))
@@ -208,11 +220,8 @@ class Estimates:
         assert self._priors is not None, "the priors are read before the first look"
         total = watched.history.total
         if total.lines >= _LEARNED_LINES and total.instance_s > 0:
-            self._priors[model] = self._prior(model).learn(total.cost_s)
-        priors = {
-            name: {"log_s": prior.log_s, "variance": prior.variance}
-            for name, prior in self._priors.items()
-        }
+            self._priors[model] = watched.learn(self._prior(model))
+        priors = {name: asdict(prior) for name, prior in self._priors.items()}
         # the last result, not the writing of the files, is what was estimated
         end = ended.finalizing_at or now
 
@@ -331,7 +340,7 @@ def _counted(
 
 def _priors(note: Mapping[str, object] | None) -> dict[str, Prior]:
     return {
-        model: Prior(log_s=float(value["log_s"]), variance=float(value["variance"]))
+        model: Prior(**{name: float(number) for name, number in value.items()})
         for model, value in (note or {}).items()
         if isinstance(value, Mapping)
     }

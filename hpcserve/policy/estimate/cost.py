@@ -7,6 +7,7 @@ the mean drifts: nominal 95 % cover 55 to 75 % of real chat traffic in the order
 - a batch is judged by its own results, as soon as there are some; its model's earlier batches are
   the prior, which is worth the more lines the better they agree;
 - the spread is that between stretches of the history, not that between lines: a drift is in it;
+- by how much the rest of earlier batches belied their beginning comes on top;
 - what is in flight is subtracted from what has been learned, since short answers come first.
 """
 
@@ -15,14 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, hypot, log, log1p, sqrt
-from operator import mul
 
 from hpcserve.policy.estimate.history import History
 
 #: stretches like those seen that the rest of a batch is taken for: few means that a drift goes on
 _AHEAD = 4
-#: likeness of neighbours that is believed at most
-_ALIKE_MAX = 0.8
 #: normal quantile of 0.9
 _Z = 1.2816
 #: weight of a batch among those of its model
@@ -43,20 +41,33 @@ class Prior:
 
     log_s: float
     variance: float
+    #: mean square by which the rest of a batch cost other than its beginning had promised
+    drift: float = 0.03
 
     @classmethod
     def first(cls, cost_s: float) -> Prior:
         """Return the prior of a model that never ran: a guess, good to a factor of e."""
         return cls(log_s=log(cost_s), variance=1.0)
 
-    def learn(self, cost_s: float) -> Prior:
-        """Return the prior after one more batch."""
+    def learn(self, cost_s: float, promise_s: float | None, rest_s: float | None) -> Prior:
+        """Return the prior after one more batch.
+
+        Args:
+            cost_s: of a line of this batch.
+            promise_s: what its lines were to cost by its own first results; None: never said.
+            rest_s: what those have cost that were open then; None: there were none.
+
+        """
         off = log(cost_s) - self.log_s
         # the guess gives way faster than what was measured
         alpha = max(_ALPHA, self.variance / (self.variance + 1.0))
+        drift = self.drift
+        if promise_s is not None and rest_s is not None:
+            drift += _ALPHA * (log(rest_s / promise_s) ** 2 - drift)
         return Prior(
             log_s=self.log_s + alpha * off,
             variance=max(0.01, (1 - alpha) * (self.variance + alpha * off * off)),
+            drift=drift,
         )
 
 
@@ -74,25 +85,16 @@ def cost(history: History, *, in_flight: int, prior: Prior) -> Cost:
     if len(history.closed) > 1:
         costs = [stretch.cost_s for stretch in history.closed]
         own = log1p(_spread(costs) / total.cost_s)
+    own = hypot(own, _Z * sqrt(prior.drift))
     return Cost(p50_s=exp(middle), p90_s=exp(middle + hypot(weight * own, (1 - weight) * doubt)))
 
 
 def _spread(costs: Sequence[float]) -> float:
-    """Return by how much the mean of what comes exceeds the mean of *costs*, with 0.9 certainty.
-
-    Neighbours that are alike (lag-1 autocorrelation) are fewer independent ones.
-    """
+    """Return by how much the mean of what comes exceeds the mean of *costs*, with 0.9 certainty."""
     n = len(costs)
     mean = sum(costs) / n
-    offs = [cost_s - mean for cost_s in costs]
-    squares = sum(off * off for off in offs)
-    if squares == 0:
-        return 0.0
-    # its estimate is biased by -1/n
-    alike = sum(map(mul, offs, offs[1:])) / squares + 1 / n
-    alike = min(max(alike, 0.0), _ALIKE_MAX)
-    times = (1 + alike) / (1 - alike)
-    return _t90(n - 1) * sqrt(squares / (n - 1) * times * (1 / n + 1 / _AHEAD))
+    variance = sum((cost_s - mean) ** 2 for cost_s in costs) / (n - 1)
+    return _t90(n - 1) * sqrt(variance * (1 / n + 1 / _AHEAD))
 
 
 def _t90(freedom: int) -> float:
