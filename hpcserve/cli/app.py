@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hpcserve import __version__
-from hpcserve.cli import admin, batch, keys, look, serve
+from hpcserve.cli import admin, batch, keys, look, serve, simulate
 from hpcserve.errors import HpcserveError, RefusedError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(admin.app, name="admin")
 look.register(app)
 serve.register(app)
+simulate.register(app)
 
 
 @app.callback()

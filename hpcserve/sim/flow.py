@@ -92,7 +92,8 @@ class Served:
     batch: float = 0.0
     batch_late: float = 0.0
     output_tokens: float = 0.0
-    #: chat was wanted and nobody served, s
+    #: chat was wanted and nobody served, s: before the first instance, and later
+    cold_s: float = 0.0
     gap_s: float = 0.0
 
 
@@ -123,6 +124,8 @@ class Flow:
     itl_sum_s: float = 0.0
     itl_count: float = 0.0
     _prefill: float = 0.0
+    #: somebody served once
+    _warm: bool = False
 
     def arrive(self, now_s: float, count: int) -> None:
         """Take interactive requests in."""
@@ -148,8 +151,12 @@ class Flow:
         if mixed == 0:
             self.batch_mixed = 0.0
             if self.queued + self.replayed > 0:
-                self.served.gap_s += self.step_s
+                if self._warm:
+                    self.served.gap_s += self.step_s
+                else:
+                    self.served.cold_s += self.step_s
         else:
+            self._warm = True
             self._admit(now_s, mixed, seats)
             self._decode_chat(mixed)
         self._decode_batch(now_s, mixed, batch_only)

@@ -1,4 +1,4 @@
-"""A thousand small sites with faults: nothing is lost or doubled, and all comes right in the end."""
+"""A thousand small sites with faults: nothing is lost or doubled, and all comes right."""
 
 import logging
 from pathlib import Path

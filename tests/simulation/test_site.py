@@ -1,4 +1,4 @@
-"""The simulated site itself: the same seed is the same history, and its checkers see what is wrong."""
+"""The simulated site: the same seed is the same history, and checkers see what is wrong."""
 
 import asyncio
 import os

@@ -55,8 +55,10 @@ _PAID_STEP = 0.25
 @dataclass(slots=True)
 class _Memory:
     arrivals: Arrivals = field(default_factory=Arrivals)
-    #: paid instances that batch work has
+    #: paid instances of batch work, now and before this instant: asked twice, it decides alike
     paid: int = 0
+    paid_before: int = 0
+    decided_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,14 +201,17 @@ class BackpressureScaler:
     ) -> tuple[int, str]:
         """Return how many paid instances batch work needs beyond chat's."""
         if not groups:
-            memory.paid = 0
+            memory.paid = memory.paid_before = 0
             return 0, ""
         ratio = self._settings.batch_slack_ratio
         spare = sum(1 for i in seen.mixed if i.state is InstanceState.READY)
         vanishing = sum(1 for i in seen.batch if i.state is InstanceState.READY)
-        extra = min(memory.paid, max(0, spare - chat))
+        if memory.decided_at != seen.now:
+            memory.decided_at, memory.paid_before = seen.now, memory.paid
+        before = memory.paid_before
+        extra = min(before, max(0, spare - chat))
         served = seen.rate * (spare - extra + _OPPORTUNISTIC_TRUST * vanishing)
-        lead_s = seen.paid_lead_s if memory.paid == 0 else 0.0
+        lead_s = seen.paid_lead_s if before == 0 else 0.0
         needed = max(
             (group.open_before - served * left_s) / (seen.rate * max(1.0, left_s - lead_s))
             for group in groups
@@ -214,7 +219,7 @@ class BackpressureScaler:
         )
         allowed = max(0, seen.model.max_instances - chat)
         wish = min(allowed, max(0, ceil(needed / ratio)))
-        if memory.paid == 0:
+        if before == 0:
             step = max(1.0, _PAID_STEP * allowed)
             memory.paid = wish if needed >= ratio * step else 0
         else:
