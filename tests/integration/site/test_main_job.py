@@ -17,7 +17,7 @@ from tests.integration.running_site import (
     running_site,
 )
 from tests.integration.slurm_cluster import SlurmCluster
-from tests.integration.vllm.engine_paths import SMOLLM2, VLLM
+from tests.integration.vllm.engine_paths import SMOLLM2_WEIGHTS, VLLM
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -33,7 +33,7 @@ ON_CPU = {
     "time_limit_s": 1800,
 }
 MODELS = {
-    "smollm2": {**ON_CPU, "weights": str(SMOLLM2), "min_instances": 1},
+    "smollm2": {**ON_CPU, "weights": str(SMOLLM2_WEIGHTS), "min_instances": 1},
     "absent": {**ON_CPU, "weights": "/nowhere/absent"},
 }
 SETTINGS = {
