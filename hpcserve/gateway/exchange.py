@@ -35,7 +35,7 @@ from hpcserve.gateway.identity import Identity, unidentified
 from hpcserve.gateway.peek import peek
 from hpcserve.gateway.resume import Continuation, Transcript, obstacle
 from hpcserve.gateway.routes import ROUTES, Route
-from hpcserve.gateway.sse import EventStream, StreamBroken
+from hpcserve.gateway.sse import EventStream, StreamBroken, is_plain
 from hpcserve.gateway.upstream import Pool, Upstream
 from hpcserve.gateway.usage import Usage, usage_at_end
 
@@ -119,6 +119,8 @@ class Exchange:
     _transcript: Transcript | None = None
     _continuation: Continuation | None = None
     _head_sent = False
+    #: a stream flows whose next whole chunk may pass as it is
+    _steady = False
     _over = False
     _paused = False
     #: s since something moved
@@ -404,6 +406,7 @@ class Exchange:
     def answer_began(self, status: int, headers: Headers) -> None:
         """Decide what becomes of the engine's answer."""
         self._quiet_s = 0.0
+        self._steady = False
         is_stream = False
         for name, value in headers:
             if name == b"content-type":
@@ -448,6 +451,12 @@ class Exchange:
                 return
             if events:
                 self._relay(events)
+            self._steady = (
+                self._continuation is None
+                and self._head_sent
+                and not self._version_1_0
+                and not self._events.partial
+            )
             return
         if mode == _FLOW:
             self._relay(body)
@@ -459,6 +468,19 @@ class Exchange:
             self._mode = _FLOW
             self._relay(b"".join((*self._held, body)))
             self._held.clear()
+
+    def chunk_came(self, chunk: bytes, begin: int) -> bool:
+        """Relay a chunk as the engine framed it, if it is one plain event of a sound stream."""
+        if not (self._steady and is_plain(chunk, begin)):
+            return False
+        if self._transcript is not None:
+            noted = self._transcript.note_plain(chunk, begin)
+            if noted is None:
+                return False
+            chunk = noted
+        self._quiet_s = 0.0
+        self._connection.write(chunk)
+        return True
 
     def answer_ended(self) -> None:
         """Finish, or go elsewhere when the answer was a fault."""

@@ -65,6 +65,7 @@ RESUME_FIELDS = frozenset({*_OBSTACLES, *_KEPT, "min_tokens"})
 
 _PROMPT_IDS = re.compile(rb',?"prompt_token_ids": ?\[([0-9, ]*)\]')
 _IDS = re.compile(rb',"token_ids": ?(?:\[([0-9, ]*)\]|null)')
+_IDS_BEGIN = b',"token_ids":['
 _NO_TEXT = re.compile(rb'"(?:content|text)": ?""')
 _FINISHED = re.compile(rb'"finish_reason": ?"')
 #: an empty string somewhere, perhaps the text; a finish reason
@@ -112,6 +113,25 @@ class Transcript:
             return events
         self._sent += _IDS.findall(events)
         return _IDS.sub(b"", events) if self._hide_ids else events
+
+    def note_plain(self, chunk: bytes, begin: int) -> bytes | None:
+        """Note a whole chunk that `is_plain`; return it as the client gets it, None: not this way.
+
+        The chunk comes and goes with its framing; its data begin at *begin*.
+        """
+        if not self.head or self._unheard:
+            return None
+        at = chunk.find(_IDS_BEGIN)
+        if at < 0:
+            return None if b'token_ids"' in chunk else chunk
+        end = chunk.find(b"]", at)
+        if end < 0 or chunk.find(b'token_ids"', end) >= 0:
+            return None
+        self._sent.append(chunk[at + len(_IDS_BEGIN) : end])
+        if not self._hide_ids:
+            return chunk
+        cut = end + 1 - at
+        return b"%x\r\n%b%b" % (len(chunk) - begin - 2 - cut, chunk[begin:at], chunk[end + 1 :])
 
     def _note_one(self, event: bytes) -> bytes:
         if not event.startswith(b"data: {"):

@@ -14,6 +14,8 @@ from hpcserve.gateway.usage import Usage, read_usage
 
 _BORDER = b"\n\n"
 _DONE = b"data: [DONE]"
+#: end of an event, and of the chunk around it
+_CHUNK_END = b"}\n\n\r\n"
 
 
 class StreamBroken(Exception):  # noqa: N818 - an outcome of the engine's, handled one call up
@@ -29,7 +31,7 @@ class StreamBroken(Exception):  # noqa: N818 - an outcome of the engine's, handl
 class EventStream:
     """One stream of one engine."""
 
-    __slots__ = ("_hide_usage", "_limit", "_rest", "_terminals", "done", "events", "usage")
+    __slots__ = ("_hide_usage", "_limit", "_rest", "_terminals", "done", "usage")
 
     def __init__(
         self, *, terminals: tuple[bytes, ...], hide_usage: bool, event_bytes_max: int
@@ -41,8 +43,6 @@ class EventStream:
         self._rest = b""
         #: a terminal event has passed: the answer is complete
         self.done = False
-        #: events relayed
-        self.events = 0
         self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -70,6 +70,11 @@ class EventStream:
         return self._checked(data)
 
     @property
+    def partial(self) -> bool:
+        """Whether the beginning of an event waits for its end."""
+        return bool(self._rest)
+
+    @property
     def cut_short(self) -> bool:
         """Whether the stream, if it ended now, would be incomplete."""
         return not self.done or bool(self._rest.strip())
@@ -89,7 +94,6 @@ class EventStream:
         if event.startswith(b"data: {"):
             if not event.endswith(b"}"):
                 raise StreamBroken("malformed", "The engine sent an event that is not JSON.")
-            self.events += 1
             if b'"error"' in event:
                 self._raise_error(event)
             if b'"usage":{' in event:
@@ -103,10 +107,8 @@ class EventStream:
             self.done = True
             if event.startswith(_DONE):
                 return True
-        data_seen = False
         for line in event.split(b"\n"):
             if line.startswith(b"data:"):
-                data_seen = True
                 payload = line[5:].strip()
                 if payload != b"[DONE]" and not (
                     payload.startswith(b"{") and payload.endswith(b"}")
@@ -118,7 +120,6 @@ class EventStream:
                     self._note_usage(b"data: " + payload)
             elif line and not line.startswith((b":", b"event:", b"id:", b"retry:")):
                 raise StreamBroken("malformed", "The engine sent a line that is no event.")
-        self.events += data_seen
         return True
 
     def _raise_error(self, event: bytes) -> None:
@@ -136,6 +137,27 @@ class EventStream:
         if usage is not None:
             self.usage = usage
         return not (self._hide_usage and content.get("choices") == [])
+
+
+def is_plain(chunk: bytes, begin: int) -> bool:
+    """Return whether a chunk, with its framing and data from *begin* on, is one ordinary token.
+
+    That is an event on one line, with text and without a finish reason, about which neither the
+    books nor a continuation want to know more than its token ids. The quotes in what is searched
+    for cannot stem from text, which escapes them.
+    """
+    return (
+        chunk.startswith(b"data: {", begin)
+        and chunk.endswith(_CHUNK_END)
+        and chunk.find(b"\n", begin) == len(chunk) - 4
+        and chunk.find(b"\r", begin) == len(chunk) - 2
+        and b'"finish_reason":null' in chunk
+        and b'""' not in chunk
+        and b'"error"' not in chunk
+        and b'"usage":{' not in chunk
+        and b'"reasoning' not in chunk
+        and b'"tool_calls"' not in chunk
+    )
 
 
 def decoded(event: bytes) -> dict[str, object]:

@@ -18,6 +18,9 @@ from typing_extensions import override
 from hpcserve.config.tree import Gateway as GatewaySettings
 from hpcserve.ports.clock import Clock
 
+#: the digits of a chunk's size and their line end, in chunks that are relayed unparsed
+_SIZE_BYTES_MAX = 10
+
 
 class Receiver(Protocol):
     """Who gets the engine's answer."""
@@ -28,6 +31,10 @@ class Receiver(Protocol):
 
     def answer_came(self, body: bytes) -> None:
         """Take the part of the body that one read brought."""
+        ...
+
+    def chunk_came(self, chunk: bytes, begin: int) -> bool:
+        """Take one whole chunk with its framing, the data from *begin* on; False: not this way."""
         ...
 
     def answer_ended(self) -> None:
@@ -43,6 +50,7 @@ class Upstream(asyncio.Protocol):
     """One connection to one engine."""
 
     __slots__ = (
+        "_between_chunks",
         "_broken",
         "_complete",
         "_headers",
@@ -66,6 +74,8 @@ class Upstream(asyncio.Protocol):
         self._complete = False
         self._keep_alive = False
         self._broken = False
+        #: the parser expects the next chunk, and has seen nothing of it
+        self._between_chunks = False
         #: answers completed on this connection
         self._served = 0
         self.idle_since_s = 0.0
@@ -101,11 +111,29 @@ class Upstream(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        """Parse, then tell the receiver what the read brought."""
+        """Parse, then tell the receiver what the read brought.
+
+        A chunk that comes whole in one read need not be parsed: the parser stands between two
+        chunks before it and after it.
+        """
+        receiver = self._receiver
+        if self._between_chunks and receiver is not None:
+            size_end = data.find(b"\r\n", 1, _SIZE_BYTES_MAX)
+            size = len(data) - size_end - 4
+            if (
+                size > 0
+                and data.startswith(b"%x\r\n" % size)
+                and data.endswith(b"\r\n")
+                and receiver.chunk_came(data, size_end + 2)
+            ):
+                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._broken = True
+        if self._between_chunks and not data.endswith(b"\r\n"):
+            # the digits of the next size have begun
+            self._between_chunks = False
         receiver = self._receiver
         if receiver is None:
             # nobody asked: never to be mistaken for the next answer
@@ -176,8 +204,17 @@ class Upstream(asyncio.Protocol):
         if not self._broken:
             self._pieces.append(body)
 
+    def on_chunk_header(self) -> None:
+        """Note that a chunk begins."""
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        """Note that a chunk ends."""
+        self._between_chunks = True
+
     def on_message_complete(self) -> None:
         """Note the end, but for that of an interim answer."""
+        self._between_chunks = False
         if self._parser.get_status_code() >= HTTPStatus.OK:
             self._complete = True
             # the parser knows only until this callback returns
