@@ -135,8 +135,8 @@ def parse_cluster(text: str) -> SimPartition:
 def parse_batch(text: str, days: float) -> list[SimBatch]:
     """Return one batch a day of `REQUESTS:WINDOW_H[:AT_H]`."""
     try:
-        numbers = [float(part) for part in text.split(":")]
-        requests, window_h, at_h = (*numbers, 0.0)[:3]
+        requests, window_h, *hour = (float(part) for part in text.split(":"))
+        (at_h,) = hour or (0.0,)
     except ValueError:
         raise RequestError(f"--batch: {text!r} is not REQUESTS:WINDOW_H[:AT_H].") from None
     if requests < 1 or window_h <= 0 or not 0 <= at_h < 24:  # noqa: PLR2004 - hours of a day
@@ -172,8 +172,8 @@ def _arrivals(
 
 def _gamma(text: str) -> tuple[float, float]:
     try:
-        numbers = [float(part) for part in text.split(":")[1:]]
-        rate, cv = (*numbers, 1.0)[:2]
+        rate, *burstiness = (float(part) for part in text.split(":")[1:])
+        (cv,) = burstiness or (1.0,)
     except ValueError:
         rate, cv = 0.0, 0.0
     if rate <= 0 or cv <= 0:

@@ -10,7 +10,7 @@ from hpcserve.sim.slurm import SimPartition, Wait
 
 SHAPE = Shape(prompt=200, output=100)
 
-#: everything that can go wrong does, for twenty minutes
+#: everything that can go wrong does, for a quarter of an hour
 TROUBLE = Faults(
     submit_error_ratio=0.2,
     outages_per_hour=3,
@@ -22,7 +22,7 @@ TROUBLE = Faults(
     mute_ratio=0.1,
     slow_load_ratio=0.2,
     controller_crashes_per_hour=6,
-    until_s=1200,
+    until_s=1000,
 )
 
 
@@ -39,11 +39,11 @@ def a_site(seed: int = 0, **fields: object) -> SiteScenario:
     base = {
         "models": (model,),
         "partitions": (SimPartition(name="gpu", gpus=6, wait=Wait(p50_s=30, p90_s=120)),),
-        "batches": (SimBatch(at_s=30, requests=20 + seed % 40, within_s=2100, shape=SHAPE),),
+        "batches": (SimBatch(at_s=30, requests=20 + seed % 40, within_s=1800, shape=SHAPE),),
         "chat_rate": 0.03,
         "chat_until_s": 900.0,
         "faults": TROUBLE,
         "policy": ("demand", "backpressure", "chiron")[seed % 3],
-        "until_s": 2400.0,
+        "until_s": 2100.0,
     }
     return SiteScenario(**{**base, **fields})
