@@ -200,7 +200,7 @@ def _tell(progress: dict[str, Any]) -> None:
         for line in end(batch):
             note(line)
         return
-    if batch["status"] == "in_progress":
+    if batch["model"]:
         note(f"{batch['request_counts']['total']} requests to {batch['model']}, {price(progress)}")
         note(eta(progress))
     else:
