@@ -339,7 +339,7 @@ class Dispatch:
     # act
 
     async def report_demand(self) -> None:
-        """Tell the controller what is asked of each model, when that changed."""
+        """Tell the controller what is asked: again and again, and once when it has ended."""
         now = self.clock.now()
         lanes = [
             lane

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -21,6 +21,9 @@ from hpcserve.ports.notes import CLOSED, CONTROLLER
 
 #: ended instances and batches that one answer shows
 SHOWN_MAX = 20
+
+#: gateways report what is in flight every second or so
+DEMAND_FRESH = timedelta(seconds=10)
 
 Shown = dict[str, object]
 
@@ -73,7 +76,7 @@ def _status(tx: Tx, who: Identity, now: datetime, models: Mapping[str, Model]) -
                 "running": demand.running,
                 "waiting": demand.waiting,
             }
-            for demand in tx.demand.read(now)
+            for demand in tx.demand.read(now - DEMAND_FRESH)
         ],
     }
 
