@@ -1,9 +1,9 @@
 """The README's commands and links exist, and its promises about the command line hold."""
 
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -45,12 +45,15 @@ def test_every_command_of_the_readme_exists(command):
 
 
 def test_help_answers_at_once():
-    best = 10.0
+    # processor time, which a busy machine does not stretch; on an idle one it is the time taken
+    def spent_s():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = spent_s()
     for _ in range(5):
-        start = time.perf_counter()
         hpcserve("--help")
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.3
+    assert (spent_s() - before) / 5 < 0.3
 
 
 def test_help_imports_nothing_heavy():
