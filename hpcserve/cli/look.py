@@ -142,22 +142,37 @@ def explain(
         say(f"{clock_time(line['at'])}  {line['event']}{to}: {line['reason']}")
 
 
-def plan(
+def plan(  # noqa: PLR0917 - typer makes options of arguments
     model: Annotated[str, typer.Option("--model", help="Model of the catalog.")],
     print_script: Annotated[
         bool, typer.Option("--print-script", help="Print the batch script of such an instance.")
     ] = False,
+    rate: Annotated[
+        str | None, typer.Option(help="Say how many GPUs so many requests need: 5/s, 300/min.")
+    ] = None,
+    ttft: Annotated[str, typer.Option(help="With --rate: first token within, 2s or 500ms.")] = "2s",
+    engine: Annotated[
+        str, typer.Option(help="With --rate: performance model, as in `hpcserve simulate`.")
+    ] = "llama-8b-a100",
+    tokens: Annotated[
+        str, typer.Option(help="With --rate: mean tokens of a prompt and an answer.")
+    ] = "256:277",
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Say what an instance of a model would ask of Slurm, and when it would start."""
+    """Say what an instance of a model would ask of Slurm, and when it would start.
+
+    With --rate also how many of them a rate needs, by a performance model.
+    """
+    from hpcserve.sim.sizing import plan_rate
     from hpcserve.wiring.cluster import plan_instance
 
-    spec, script, start_at = plan_instance(settings(config), model)
+    loaded = settings(config)
+    spec, script, start_at = plan_instance(loaded, model)
     if print_script:
         say(script)
         return
-    facts = {
+    facts: dict[str, object] = {
         "partition": spec.partition,
         "qos": spec.qos,
         "account": spec.account,
@@ -168,6 +183,10 @@ def plan(
         "time_limit_s": spec.time_limit_s,
         "would_start_at": start_at.isoformat() if start_at else None,
     }
+    if rate is not None:
+        facts |= plan_rate(
+            spec.order.model, engine, tokens, rate, ttft, theta=loaded.scaling.theta_first
+        )
     if as_json:
         print_json(facts)
         return
