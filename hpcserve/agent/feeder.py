@@ -115,12 +115,13 @@ class Feeder:
         """Take a reading of the engine: move the cap, shed what is above it, start what fits."""
         cap = self._pressure.observe(load, in_flight=len(self._running))
         self._slots.limit(cap)
-        allowed = self._allowed(cap)
-        if len(self._running) > allowed:
-            newest = tuple(self._running)[allowed:]
+        if len(self._running) > cap:
+            newest = tuple(self._running)[self._allowed(cap) :]
             self._give_back(newest)
             keep = self._target()
             self._give_back(tuple(self._buffer)[keep:])
+        else:
+            self._above = None
         self._dispatch()
 
     def close(self) -> None:
@@ -273,8 +274,7 @@ class Feeder:
 
     def _allowed(self, cap: int) -> int:
         """Return how many may stay in flight: the cap, and what the engine may hold back."""
-        if len(self._running) <= cap or not self._slots.is_obeyed:
-            self._above = None
+        if not self._slots.is_obeyed:
             return cap
         now_s = self._clock.monotonic_s()
         since_s, highest = self._above or (now_s, cap)

@@ -60,16 +60,42 @@ async def test_chat_makes_room_for_itself_and_batch_takes_it_back(
             *timing,
             max_num_seqs=20,
             itl_slo_ms=50.0,
-            settings={"interactive_memory_s": 1.0, "probe_s": 0.3},
+            settings={"interactive_memory_s": 1.0, "probe_s": 0.3, "hold_s": 1.0},
         ) as agent,
         _engine_of(agent) as engine,
     ):
         await agent.until(lambda: _at_least(engine, 20))
         async with chatting(engine):
             await agent.until(lambda: _at_most(engine, 8))
-            shed = (await site.batch()).counts
-        assert shed.leased <= 20
+            # held back by the engine at first, then handed to others
+            await agent.until(lambda: _leased_at_most(site, 20))
         await agent.until(lambda: _at_least(engine, 20), within_s=10)
+    assert sum((await site.attempts()).values()) == 0
+
+
+async def test_chat_takes_a_full_engines_slot_and_no_line_is_lost(
+    site: Site, tmp_path: Path
+) -> None:
+    # every line has the same prompt, and the chat too: so all answers are known
+    await site.add_batch([{**CHAT, "max_tokens": 200, "priority": -9}] * 12)
+    settings = {"probe_s": 5.0}
+    async with (
+        running_agent(site, tmp_path, "--itl-ms", "20", max_num_seqs=4, settings=settings) as agent,
+        _engine_of(agent) as engine,
+    ):
+        await agent.until(lambda: _at_least(engine, 4))
+        started = asyncio.get_running_loop().time()
+        async with engine.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1}) as response:
+            alone = await response.json()
+        # a line takes 4 s, and the agent looks every 5 s: nobody but the engine was so quick
+        assert asyncio.get_running_loop().time() - started < 1
+        assert not site.work.results
+        await agent.until_done(12, within_s=30)
+    word = alone["choices"][0]["message"]["content"]
+    for outcomes in site.work.results.values():
+        body = json.loads(outcomes[0].line)["response"]["body"]
+        assert body["usage"]["completion_tokens"] == 200
+        assert body["choices"][0]["message"]["content"].startswith(word)
     assert sum((await site.attempts()).values()) == 0
 
 
@@ -105,6 +131,10 @@ async def test_a_request_that_a_healthy_engine_always_fails_ends_in_the_error_fi
 
 async def _at_least(engine: aiohttp.ClientSession, count: int) -> bool:
     return await running(engine) >= count
+
+
+async def _leased_at_most(site: Site, count: int) -> bool:
+    return (await site.batch()).counts.leased <= count
 
 
 async def _at_most(engine: aiohttp.ClientSession, count: int) -> bool:
