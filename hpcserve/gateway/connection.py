@@ -38,7 +38,7 @@ from hpcserve.errors import HpcserveError
 from hpcserve.gateway.dispatch import Dispatch
 from hpcserve.gateway.envelope import Answer, answer_to, error_answer
 from hpcserve.gateway.exchange import Exchange, too_large
-from hpcserve.gateway.forwarding import Headers, forwarded
+from hpcserve.gateway.forwarding import Headers, forwarded, without_upgrade
 from hpcserve.gateway.head_memo import HeadMemo
 from hpcserve.gateway.identity import Identity, Via, unidentified
 from hpcserve.gateway.key_cache import credential, digest_of
@@ -124,6 +124,8 @@ class Connection(asyncio.Protocol):
         self._memo: _Repeat | None = None
         self._in_head = False
         self._expects_continue = False
+        #: the head that was just parsed asks for another protocol
+        self._offers_upgrade = False
         #: the server ends: no further request on this connection
         self._stopping = False
         #: nothing more is parsed: the last answer is out or on its way
@@ -177,12 +179,8 @@ class Connection(asyncio.Protocol):
         """Feed the parser, whose callbacks do the work; False when the connection ends."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(
-                error_answer(
-                    400, "This server speaks HTTP/1.1 and nothing else.", code="unsupported_upgrade"
-                )
-            )
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._parse_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
                 raise
@@ -194,6 +192,25 @@ class Connection(asyncio.Protocol):
         else:
             return True
         return False
+
+    def _parse_without_upgrade(self, rest: bytes) -> bool:
+        """Go on with a request that offers another protocol as if it did not (RFC 9110, 7.8).
+
+        Java's HTTP client offers HTTP/2 with every first request. The parser stops behind such a
+        head; a fresh one reads the same head without the offer, and then *rest*.
+        """
+        method = self._parser.get_method()
+        if not self._offers_upgrade or method == b"CONNECT":
+            self._refuse(
+                error_answer(
+                    400, "This server speaks HTTP/1.1 and nothing else.", code="unsupported_upgrade"
+                )
+            )
+            return False
+        head = without_upgrade(self._headers)
+        version = self._parser.get_http_version().encode()
+        self._parser = httptools.HttpRequestParser(self)
+        return self._parse(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self._url, version, head, rest))
 
     @override
     def eof_received(self) -> None:
@@ -235,6 +252,7 @@ class Connection(asyncio.Protocol):
         self._headers = []
         self._in_head = True
         self._expects_continue = False
+        self._offers_upgrade = False
 
     def on_url(self, url: bytes) -> None:
         """Collect the target."""
@@ -246,6 +264,10 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Decide who serves the request."""
+        self._offers_upgrade = self._parser.should_upgrade()
+        if self._offers_upgrade:
+            # it comes again without the offer
+            return
         self._in_head = False
         if self._came_bytes > self._dispatch.settings.max_header_bytes:
             # all that came may be too much and the head still not: the body came along
@@ -292,6 +314,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Serve the request, if it is its turn."""
+        if self._offers_upgrade:
+            return
         receiving, self._receiving = self._receiving, None
         if isinstance(receiving, Exchange):
             receiving.complete = True

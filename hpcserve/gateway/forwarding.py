@@ -26,7 +26,9 @@ _NOT_FORWARDED = frozenset(
         b"x-request-id",
     }
 )
-#: the same of an engine's answer
+#: headers, and words of `connection`, that offer another protocol
+_OFFERS = frozenset({b"upgrade", b"http2-settings"})
+#: what stays here of an engine's answer
 _NOT_RETURNED = frozenset(
     {
         b"connection",
@@ -50,6 +52,22 @@ def forwarded(headers: Headers) -> bytes:
     return b"".join(
         [b"%b: %b\r\n" % header for header in headers if header[0] not in _NOT_FORWARDED]
     )
+
+
+def without_upgrade(headers: Headers) -> bytes:
+    """Return the lines of a client's *headers* but for its offer to speak another protocol."""
+    lines = []
+    for name, value in headers:
+        if name in _OFFERS:
+            continue
+        kept = value
+        if name == b"connection":
+            words = [word.strip() for word in value.split(b",")]
+            kept = b", ".join(word for word in words if word.lower() not in _OFFERS)
+            if not kept:
+                continue
+        lines.append(b"%b: %b\r\n" % (name, kept))
+    return b"".join(lines)
 
 
 def request_head(

@@ -62,6 +62,58 @@ async def test_chunked_body_reaches_the_engine_whole(site):
     assert "transfer-encoding" not in seen.headers
 
 
+OFFER = (
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+)
+
+
+async def test_an_offer_of_http_2_is_answered_as_ordinary_http(site):
+    """Java's HTTP client sends it with every first request on plain HTTP."""
+    first = post(chat(), headers=OFFER)
+    models = f"GET /v1/models HTTP/1.1\r\nhost: g\r\nauthorization: Bearer {KEY}\r\n{OFFER}\r\n"
+    chunked = (HEAD + OFFER + "transfer-encoding: chunked\r\n\r\n").encode() + b"".join(
+        [b"%x\r\n%b\r\n" % (len(part), part) for part in (b'{"model":', b'"small"}')]
+    )
+    last = post(chat(), headers=OFFER.replace("Connection: ", "Connection: close, "))
+    answer = await site.send(first + models.encode() + chunked + b"0\r\n\r\n" + last)
+    assert statuses(answer) == [200, 200, 200, 200]
+    assert [seen.body for seen in site.engines[0].seen] == [
+        json.dumps(chat()).encode(),
+        b'{"model":"small"}',
+        json.dumps(chat()).encode(),
+    ]
+    for seen in site.engines[0].seen:
+        assert seen.headers.keys().isdisjoint({"upgrade", "http2-settings", "connection"})
+
+
+async def test_an_offer_of_http_2_in_single_bytes(site):
+    data = post(chat(), headers=OFFER + "Expect: nothing\r\n")
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    for _ in range(2):
+        for at in range(len(data)):
+            writer.write(data[at : at + 1])
+            await asyncio.sleep(0)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert json.loads(await reader.readexactly(int(length[1]))) == ANSWER
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"CONNECT g:80 HTTP/1.1\r\nhost: g\r\n\r\n",
+        (HEAD + OFFER + "content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n").encode(),
+        (HEAD + OFFER + "content-length: 2\r\ncontent-length: 3\r\n\r\n{}").encode(),
+    ],
+)
+async def test_an_offer_of_another_protocol_opens_no_way_around_the_framing(site, request_bytes):
+    answer = await site.send(request_bytes + post(chat()))
+    assert statuses(answer) == [400]
+    assert site.engines[0].seen == []
+
+
 async def test_pipelined_requests_are_answered_in_order(site):
     site.engines[0].replies = [stream(0.1, token_event("first"), b"data: [DONE]\n\n")]
     data = (
