@@ -4,6 +4,7 @@
   prompt prefixes stay together.
 - Requests that were lost before travel in small company (`policy.isolation`): the lines of one
   lease are equally suspect, so an innocent one is not charged for its neighbour again.
+- A lease with its payload is one answer of the control API, so its bytes have a bound.
 - An input that has changed or vanished fails the lines that still wait, each with a clear error.
 """
 
@@ -13,6 +14,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import accumulate, takewhile
 
 from typing_extensions import override
 
@@ -20,7 +22,14 @@ from hpcserve.batching.durations import Durations
 from hpcserve.batching.payload import read_bodies
 from hpcserve.batching.settling import Settling
 from hpcserve.config.tree import Batching
-from hpcserve.domain.batch import Batch, BatchState, InputFile, Lease, RequestState
+from hpcserve.domain.batch import (
+    Batch,
+    BatchState,
+    InputFile,
+    Lease,
+    LeasedRequest,
+    RequestState,
+)
 from hpcserve.domain.instance import Instance, InstanceState
 from hpcserve.domain.lifecycle import Subject, Transition
 from hpcserve.errors import RequestError
@@ -132,7 +141,7 @@ class Leasing(Work):
     def _take(
         self, tx: Tx, batch: Batch, instance_id: str, limit: int, now: datetime
     ) -> Lease | None:
-        """Lease the first waiting lines that are as suspect as the first of them."""
+        """Lease the first waiting lines that travel together."""
         lease = tx.requests.lease(
             batch=batch,
             instance_id=instance_id,
@@ -142,9 +151,7 @@ class Leasing(Work):
         )
         if lease is None:
             return None
-        suspect = suspicion(lease.requests[0].attempts)
-        alike = [r for r in lease.requests if suspicion(r.attempts) == suspect]
-        kept = tuple(alike[: company(suspect, limit)])
+        kept = together(lease.requests, limit=limit, max_bytes=self._settings.lease_max_bytes)
         if len(kept) < len(lease.requests):
             numbers = {r.line_no for r in kept}
             others = [r.line_no for r in lease.requests if r.line_no not in numbers]
@@ -198,6 +205,20 @@ class Leasing(Work):
         await self._ledger.transact(
             lambda tx: tx.events.append(_about(batch_id, now, JOINED, reason, facts))
         )
+
+
+def together(
+    requests: Sequence[LeasedRequest], *, limit: int, max_bytes: int
+) -> tuple[LeasedRequest, ...]:
+    """Return the first lines that are as suspect as the first of them and fit into one answer.
+
+    At least one line, however long it is.
+    """
+    suspect = suspicion(requests[0].attempts)
+    alike = [r for r in requests if suspicion(r.attempts) == suspect][: company(suspect, limit)]
+    total = accumulate(r.length for r in alike)
+    fitting = sum(1 for _ in takewhile(lambda size: size <= max_bytes, total))
+    return tuple(alike[: max(1, fitting)])
 
 
 def _about(

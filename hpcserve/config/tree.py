@@ -273,6 +273,8 @@ class Batching:
     max_errors: int = 100
     #: requests of one lease
     lease_size: int = 256
+    #: input of one lease, bytes, unless one line is longer; half of `[agent] call_max_bytes`
+    lease_max_bytes: int = 32 * 1024**2
     #: a lease lasts so long without renewal, s; several heartbeats
     lease_ttl_s: float = 60.0
     #: losses of its instance after which a request is failed
