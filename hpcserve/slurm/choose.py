@@ -84,9 +84,9 @@ async def choose(backend: str, parts: Parts) -> Choice:
     if unusable is not None:
         await pyslurm.close()
         if backend == "pyslurm":
-            raise BackendError(unusable, retryable=False)
+            raise unusable
         cluster = _slurm(parts, squeue, version)
-        return Choice(cluster=cluster, reason=f"Slurm {version} answers; {unusable}")
+        return Choice(cluster=cluster, reason=f"Slurm {version} answers; {unusable.message}")
     return Choice(
         cluster=_slurm(parts, pyslurm, version),
         reason=f"Slurm {version} answers and pyslurm matches it",
@@ -128,11 +128,12 @@ async def _why_no_slurm(commands: Commands) -> str | None:
     return None
 
 
-async def _why_no_pyslurm(pyslurm: PySlurm, slurm: str) -> str | None:
+async def _why_no_pyslurm(pyslurm: PySlurm, slurm: str) -> BackendError | None:
     try:
-        return mismatch(await pyslurm.version(), slurm)
+        why = mismatch(await pyslurm.version(), slurm)
     except BackendError as error:
-        return error.message
+        return error
+    return None if why is None else BackendError(why, retryable=False)
 
 
 def _slurm(parts: Parts, reader: JobsReader, version: str) -> SlurmCluster:

@@ -8,7 +8,12 @@ stays with the commands, because that is less code and says more:
 - partitions: its count of GPUs in use comes from TRES, which without slurmdbd know no GPUs;
 - accounting: it cannot tell a site without slurmdbd from one whose slurmdbd is down.
 
-pyslurm runs in a process of its own (`pyslurm_worker`), which is killed when it does not answer.
+pyslurm runs in a process of its own (`pyslurm_worker`), which is killed when it does not answer,
+and ended after an answer that is an error: libslurm reads its configuration once, and would look
+for slurmctld at its old address for ever.
+
+Shown by hand with pyslurm 25.11.2 on Slurm 25.11.7: the whole cluster contract. The tests in this
+tree use a stand-in, because no distribution brings a Slurm that pyslurm builds against.
 """
 
 from __future__ import annotations
@@ -52,7 +57,7 @@ class PySlurm:
         """Return the release of pyslurm.
 
         Raises:
-            BackendError: it is not installed or cannot be loaded.
+            BackendError: it is not installed, or (retryable) finds no configuration now.
 
         """
         async with self._one_at_a_time:
@@ -76,21 +81,22 @@ class PySlurm:
                     answer = await self._ask()
             except (TimeoutError, ConnectionError) as error:
                 await self.close()
+                why = str(error) or f"the limit is {self._timeout_s:g} s"
                 raise BackendError(
-                    f"pyslurm gave no answer within {self._timeout_s:g} s;"
-                    " nothing is concluded about any job",
+                    f"pyslurm gave no answer ({why}); nothing is concluded about any job",
                     retryable=True,
                 ) from error
             except asyncio.CancelledError:
                 # the answer to this question must not be taken for that to the next
                 await self.close()
                 raise
-        if "error" in answer:
-            raise BackendError(
-                f"Slurm does not answer pyslurm ({answer['error']});"
-                " nothing is concluded about any job",
-                retryable=True,
-            )
+            if "error" in answer:
+                await self.close()
+                raise BackendError(
+                    f"Slurm does not answer pyslurm ({answer['error']});"
+                    " nothing is concluded about any job",
+                    retryable=True,
+                )
         views = (_view(row, self._tag.token(row["comment"])) for row in answer["jobs"])
         return by_token(view for view in views if view is not None)
 
@@ -117,9 +123,11 @@ class PySlurm:
             hello = await self._read()
         except ConnectionError as error:
             await self.close()
+            # where slurmctld hands the configuration out, this is how its outage looks
             raise BackendError(
-                "pyslurm ended while it was loaded; it cannot read Slurm's configuration",
-                retryable=False,
+                "pyslurm ended while it was loaded: it finds no configuration of Slurm, or"
+                " slurmctld, which may hand it out, does not answer",
+                retryable=True,
             ) from error
         if "error" in hello:
             await self.close()

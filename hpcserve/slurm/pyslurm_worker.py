@@ -2,7 +2,8 @@
 
 pyslurm stays out of the controller's process: its calls keep the interpreter lock (10 s and more
 while slurmctld is away, in which no other task would run), and libslurm ends the process when it
-cannot read its configuration. The module's name is an argument, so that tests bring a stand-in.
+cannot read its configuration (for a file that is missing it waits a minute first). The module's
+name is an argument, so that tests bring a stand-in.
 
 The first line says `{"version": ...}` of pyslurm. Then any line asks for this user's jobs and gets
 `{"jobs": [...]}` or `{"error": sentence}`. Times are UNIX seconds.
@@ -15,6 +16,16 @@ import json
 import os
 import sys
 from types import ModuleType
+from typing import Protocol
+
+
+class Job(Protocol):
+    """What may fail in one of pyslurm's jobs."""
+
+    @property
+    def comment(self) -> str | None:
+        """The comment; UnicodeDecodeError when it is no UTF-8."""
+        ...
 
 
 def jobs(pyslurm: ModuleType) -> list[dict[str, object]]:
@@ -30,11 +41,19 @@ def jobs(pyslurm: ModuleType) -> list[dict[str, object]]:
             "end": job.end_time,
             "exit_code": -job.exit_code_signal if job.exit_code_signal else job.exit_code,
             "preempted": job.preempt_time,
-            "comment": job.comment or "",
+            "comment": comment(job),
         }
         for job in pyslurm.Jobs.load().values()
         if job.user_id == os.getuid()
     ]
+
+
+def comment(job: Job) -> str:
+    """Return the comment, nothing where pyslurm cannot decode it: ours are UTF-8."""
+    try:
+        return job.comment or ""
+    except UnicodeDecodeError:
+        return ""
 
 
 def answer(pyslurm: ModuleType) -> dict[str, object]:

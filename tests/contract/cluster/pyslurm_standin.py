@@ -3,7 +3,10 @@
 The real one builds only beside its own Slurm release. This one reads the state of
 tests/contract/cluster/fakeslurm.py, and keeps pyslurm's ways: collections of several clusters whose
 `values()` are jobs, times as UNIX seconds or None, exit code and signal apart, None for an unset
-string, RPCError (a PyslurmError) when slurmctld is away.
+string, UnicodeDecodeError for one that is no UTF-8, RPCError (a PyslurmError) when slurmctld is
+away. As libslurm does, it ends the process that loads it without a configuration, and looks for
+slurmctld where that was when it was loaded. All this was seen with pyslurm 25.11.2 on Slurm
+25.11.7.
 """
 
 import json
@@ -17,6 +20,16 @@ from typing import Any
 __version__ = "25.11.2"
 
 _STATE = Path(os.environ["FAKESLURM_DIR"])
+
+
+def _address() -> str:
+    path = _STATE / "address"
+    return path.read_text() if path.exists() else ""
+
+
+if (_STATE / "no_configuration").exists():
+    os._exit(1)
+_KNOWN_ADDRESS = _address()
 
 
 class PyslurmError(Exception):
@@ -42,7 +55,11 @@ class Job:
         self.preempt_time: int | None = None
         self.exit_code = 0
         self.exit_code_signal = 0
-        self.comment: str | None = None
+        self.comment_bytes: bytes | None = None
+
+    @property
+    def comment(self) -> str | None:
+        return None if self.comment_bytes is None else self.comment_bytes.decode()
 
 
 class Jobs:
@@ -58,7 +75,7 @@ class Jobs:
     def load() -> "Jobs":
         if (_STATE / "hangs").exists():
             time.sleep(60)
-        if (_STATE / "down").exists():
+        if (_STATE / "down").exists() or _address() != _KNOWN_ADDRESS:
             raise RPCError("Unable to contact slurm controller (connect failure)")
         with (_STATE / "loads").open("a") as loads:
             loads.write("jobs\n")
@@ -68,6 +85,9 @@ class Jobs:
         stranger = Job(9000)
         stranger.user_id += 1
         jobs.data[stranger.id] = stranger
+        unreadable = Job(9001)
+        unreadable.comment_bytes = "caf\u00e9".encode("latin-1")
+        jobs.data[unreadable.id] = unreadable
         path = _STATE / "jobs.json"
         for record in json.loads(path.read_text()).values() if path.exists() else ():
             job = _job(record)
@@ -78,7 +98,7 @@ class Jobs:
 def _job(record: dict[str, Any]) -> Job:
     job = Job(int(record["id"]))
     job.state, job.state_reason = record["state"], record["reason"]
-    job.partition, job.comment = record["partition"], record["comment"]
+    job.partition, job.comment_bytes = record["partition"], record["comment"].encode()
     first, last = (record["nodes"] or [""])[0], (record["nodes"] or [""])[-1]
     job.allocated_nodes = (f"gpu[{first[3:]}-{last[3:]}]" if first != last else first) or None
     job.start_time = _seconds(record["start"])

@@ -58,6 +58,15 @@ async def test_pyslurm_of_another_release_is_refused_when_asked_for(site: FakeSi
     assert "belongs to Slurm 25.11" in choice.reason
 
 
+async def test_pyslurm_without_a_configuration_is_awaited_when_asked_for(site: FakeSite) -> None:
+    (site.state / "no_configuration").touch()
+    with pytest.raises(BackendError, match="pyslurm ended while it was loaded") as caught:
+        await choose("pyslurm", parts(site, pyslurm_module=STAND_IN))
+    assert caught.value.retryable
+    choice = await choose("auto", parts(site, pyslurm_module=STAND_IN))
+    assert choice.cluster.description == "Slurm 25.11.2 (commands)"
+
+
 async def test_without_sbatch_jobs_are_processes(site: FakeSite) -> None:
     bare = Commands(env={"PATH": "/nonexistent"}, timeout_s=5)
     choice = await choose("auto", parts(site, commands=bare))

@@ -63,6 +63,14 @@ class TestPySlurm(SlurmContract):
         site.commands.timeout_s = 10
         assert await cluster.jobs()
 
+    async def test_a_controller_that_has_moved_is_found_again(self, site: PySlurmSite) -> None:
+        cluster = site.cluster()
+        await cluster.jobs()
+        (site.state / "address").write_text("another host")
+        with pytest.raises(BackendError, match="Slurm does not answer pyslurm"):
+            await cluster.jobs()
+        assert await cluster.jobs()
+
     async def test_a_pyslurm_that_is_not_there_is_named(self, site: PySlurmSite) -> None:
         reader = PySlurm(commands=site.commands, tag=Tag("test"), module="no_such_module")
         with pytest.raises(BackendError, match="No module named 'no_such_module'") as caught:
