@@ -113,7 +113,9 @@ class Feeder:
 
     def observe(self, load: EngineLoad) -> None:
         """Take a reading of the engine: move the cap, shed what is above it, start what fits."""
-        cap = self._pressure.observe(load, in_flight=len(self._running))
+        cap = self._pressure.observe(
+            load, in_flight=len(self._running), is_obeyed=self._slots.is_obeyed
+        )
         self._slots.limit(cap)
         if len(self._running) > cap:
             newest = tuple(self._running)[self._allowed(cap) :]

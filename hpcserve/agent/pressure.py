@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from hpcserve.domain.load import EngineLoad
@@ -23,6 +24,7 @@ class Pressure:
         self._peak = 0
         self._before: EngineLoad | None = None
         self._interactive_at: datetime | None = None
+        self._was_above = False
 
     def started(self, in_flight: int) -> None:
         """Note that so many batch requests are in flight now."""
@@ -32,21 +34,26 @@ class Pressure:
         """Note a finished batch request."""
         self._finished += 1
 
-    def observe(self, load: EngineLoad, *, in_flight: int) -> int:
+    def observe(self, load: EngineLoad, *, in_flight: int, is_obeyed: bool = False) -> int:
         """Return the cap after this reading of the engine.
 
         What the engine has beyond the most that we had in flight since the last reading is
         interactive; with less than that, requests that just came or went would count as such.
-        What is in flight above the cap waits because the engine was told so, not for a slot.
+        With *is_obeyed* the engine itself keeps batch under the cap and lets chat take slots: what
+        is in flight above the cap waits because it was told so, not for a slot, and requests that
+        it pushed out for that say nothing of its KV cache.
         """
         before, self._before = self._before, load
         interactive = max(0, load.running + load.waiting - max(self._peak, in_flight))
         held = max(0, in_flight - self.limit.cap)
+        was_told = is_obeyed and bool(interactive or held or self._was_above)
         if interactive:
             self._interactive_at = load.at
         if before is not None and (seconds := (load.at - before.at).total_seconds()) > 0:
             self._count_lines(seconds)
-            self.limit = self.limit.next(self._reading(before, load, interactive, held, seconds))
+            seen = self._reading(before, load, interactive, held, seconds)
+            self.limit = self.limit.next(replace(seen, preempted=0) if was_told else seen)
+        self._was_above = in_flight > self.limit.cap
         self._peak = min(in_flight, self.limit.cap)
         return self.limit.cap
 

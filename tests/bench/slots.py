@@ -2,7 +2,8 @@
 
 Real vLLM on CPU, two engines one after the other: with the plug-in that lets interactive requests
 take slots, and without. Each round measures an idle engine, then the same engine with as many batch
-requests as it has slots and as many more waiting. Prints `figure slots.*`, the ratio of the two.
+requests as it has slots and as many more waiting. Prints the ratio of the two as `figure slots.*`;
+without the plug-in the ratio is shown but has no bar.
 Run: `python -m tests.bench.slots [--rounds N]`, after `slurm/setup engine model`.
 """
 
@@ -27,6 +28,8 @@ from tests.contract.engine.running import RunningEngine, running_engine
 from tests.integration.vllm.engine_paths import SMOLLM2_WEIGHTS, VLLM
 
 SLOTS = 4
+#: questions of one reading
+ASKED = 5
 START_S = 240.0
 #: longer than any round: no slot falls free by itself while the plug-in is measured
 BATCH_TOKENS = 1500
@@ -61,6 +64,15 @@ async def first_token_s(engine: RunningEngine, question: str) -> float:
     seconds = time.monotonic() - started
     await events.aclose()
     return seconds
+
+
+async def median_s(engine: RunningEngine, question: str) -> float:
+    """Ask a few times, one after the other, at no fixed phase of the engine's steps."""
+    seen = []
+    for number in range(ASKED):
+        seen.append(await first_token_s(engine, question))
+        await asyncio.sleep(0.1 + 0.017 * number)
+    return statistics.median(seen)
 
 
 @asynccontextmanager
@@ -104,9 +116,9 @@ async def measure(*, preempts: bool, rounds: int) -> None:
                 await first_token_s(engine, question)
                 idle, full = [], []
                 for _ in range(rounds):
-                    idle.append(await first_token_s(engine, question))
+                    idle.append(await median_s(engine, question))
                     async with batch_work(engine, tokens):
-                        full.append(await first_token_s(engine, question))
+                        full.append(await median_s(engine, question))
                 name = f"slots.{kind}" if preempts else f"slots.{kind}_without"
                 ratios = [busy / alone for busy, alone in zip(full, idle, strict=True)]
                 print(

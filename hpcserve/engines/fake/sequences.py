@@ -172,8 +172,9 @@ class Sequences:
     def _make_room(self) -> None:
         """Push out the batch sequences that give way."""
         for sequence in leaving(tuple(self._running), self._waiting[INTERACTIVE], self._room):
-            self._leave(sequence)
+            # waiting first: with nothing running or waiting, the engine would count as idle
             self._waiting[BATCH].appendleft(sequence)
+            self._leave(sequence)
             self._meters.preemptions.inc()
 
     @property

@@ -44,3 +44,19 @@ def test_readings_at_the_same_instant_decide_nothing() -> None:
     pressure = a_pressure(cap=4)
     pressure.observe(a_load(1), in_flight=0)
     assert pressure.observe(a_load(1), in_flight=0) == 4
+
+
+def test_requests_pushed_out_by_order_are_no_want_of_kv_cache() -> None:
+    caps = []
+    for is_obeyed in (True, False):
+        pressure = a_pressure()
+        pressure.started(14)
+        pressure.observe(a_load(0, running=14), in_flight=14, is_obeyed=is_obeyed)
+        fast = {"generation_tokens_total": 1000, "itl_sum_s": 2, "itl_count": 10}
+        pressure.observe(a_load(1, running=15, **fast), in_flight=14, is_obeyed=is_obeyed)
+        halved = pressure.limit.cap
+        pushed = {"preemptions_total": 6, "generation_tokens_total": 1500, "itl_count": 20}
+        slower = a_load(2, running=9, waiting=6, itl_sum_s=2.9, **pushed)
+        caps.append((halved, pressure.observe(slower, in_flight=14, is_obeyed=is_obeyed)))
+    # obeyed: ITL is 90 of 100 ms, so it grows; else 6 pushed out and half the tokens are a loss
+    assert caps == [(8, 9), (8, 4)]

@@ -66,6 +66,9 @@ def leaving(running: Sequence[_R], asking: Sequence[_R], room: Room) -> list[_R]
     Those go that are above the limit, and so many more that each interactive request in *asking*
     finds a slot and KV blocks. The newest has the least to compute again.
     """
+    is_within = room.batch_slots is None or len(running) <= room.batch_slots
+    if is_within and not asking:
+        return []
     batch = sorted((r for r in running if r.priority == BATCH), key=lambda r: r.arrival_time)
     kept = len(batch) if room.batch_slots is None else min(room.batch_slots, len(batch))
     slots = room.slots - len(running) + len(batch) - kept
@@ -83,7 +86,7 @@ def leaving(running: Sequence[_R], asking: Sequence[_R], room: Room) -> list[_R]
 
 def allowed(running: Sequence[Request], asking: Sequence[Request], room: Room) -> int:
     """Return how many requests may run so that batch has no more than its limit."""
-    if room.batch_slots is None:
+    if room.batch_slots is None or room.batch_slots >= room.slots:
         return room.slots
     interactive = sum(request.priority == INTERACTIVE for request in running)
     return min(room.slots, interactive + len(asking) + room.batch_slots)
