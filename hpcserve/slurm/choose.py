@@ -26,7 +26,9 @@ from hpcserve.slurm.submission import Submission
 BACKENDS = ("auto", "cli", "pyslurm", "local")
 
 _VERSION = re.compile(r"\d+\.\d+(\.\d+)?")
-_NO_CONFIGURATION = ("could not establish a configuration source", "cannot stat file")
+#: what clients say when there is neither a file nor the name of a slurmctld that hands one out;
+#: that "a configuration source" is missing they say also while that slurmctld is away
+_NO_CONFIGURATION = "dns srv lookup failed"
 
 
 async def _nothing_to_close() -> None:
@@ -116,8 +118,7 @@ async def _why_no_slurm(commands: Commands) -> str | None:
     if shutil.which("sbatch", path=commands.env.get("PATH", "")) is None:
         return "there is no sbatch on PATH"
     answer = await commands.ask("scontrol", "ping")
-    text = answer.err.lower()
-    if any(phrase in text for phrase in _NO_CONFIGURATION):
+    if _NO_CONFIGURATION in answer.err.lower():
         return "sbatch is installed but no Slurm cluster is configured here"
     if answer.code != 0:
         raise BackendError(

@@ -12,7 +12,19 @@ from tests.contract.cluster.fakesite import FakeSite
 from tests.contract.cluster.suite import WallClock
 from tests.contract.cluster.test_pyslurm import STAND_IN
 
+# what scontrol ping of 22.05 and 25.11 prints
 NO_CONFIGURATION = """#!/bin/sh
+echo "scontrol: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host" >&2
+echo "scontrol: error: fetch_config: DNS SRV lookup failed" >&2
+echo "scontrol: error: _establish_config_source: failed to fetch config" >&2
+echo "scontrol: fatal: Could not establish a configuration source" >&2
+exit 1
+"""
+
+# where SLURM_CONF_SERVER or DNS names a slurmctld that does not answer
+CONFIGURATION_IS_AWAY = """#!/bin/sh
+echo "scontrol: error: _fetch_child: failed to fetch remote configs:" \\
+  "Unable to contact slurm controller (connect failure)" >&2
 echo "scontrol: error: _establish_config_source: failed to fetch config" >&2
 echo "scontrol: fatal: Could not establish a configuration source" >&2
 exit 1
@@ -83,6 +95,13 @@ async def test_without_a_configured_cluster_jobs_are_processes(site: FakeSite) -
 
 async def test_a_silent_controller_is_no_reason_to_run_on_the_login_node(site: FakeSite) -> None:
     site.controller_down()
+    with pytest.raises(BackendError, match="does not answer scontrol ping") as caught:
+        await choose("auto", parts(site))
+    assert caught.value.retryable
+
+
+async def test_nor_is_a_controller_that_hands_out_the_configuration(site: FakeSite) -> None:
+    (site.folder / "bin" / "scontrol").write_text(CONFIGURATION_IS_AWAY)
     with pytest.raises(BackendError, match="does not answer scontrol ping") as caught:
         await choose("auto", parts(site))
     assert caught.value.retryable
