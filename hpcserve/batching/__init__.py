@@ -16,6 +16,9 @@
 `result_file`, `manifest`    what a batch leaves: its files, and where they come from
 `finalise`, `results`        writes all that at the end; streams what is there before
 `steps`, `worker`            the loop of the leading controller: observe, decide, act
+`estimates`, `pace`          when batches will be done, and how good that was; `estimate_records`
+`again`                      a new batch of what was not answered
+`tables`, `template`         rows of CSV, TSV, JSONL and Parquet as batch lines (the command line)
 `losses`, `sweep`            taking leases back; removing files that nobody needs
 `services`                   all of it joined, for `wiring`
 ===========================  =====================================================================

@@ -9,11 +9,26 @@ with what came true, and the share of ends before the p90 is kept (`notes.COVERA
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from hpcserve.batching.pace import Pace
+from hpcserve.batching.estimate_records import (
+    DECISIONS_MAX,
+    ESTIMATED,
+    FIRST,
+    LEARNED,
+    SCALED,
+    Watched,
+    about,
+    checked,
+    counted,
+    estimated,
+    finished,
+    priors_of,
+    reason_of,
+    shape,
+)
 from hpcserve.config.tree import Batching, Scaling
 from hpcserve.domain.batch import Batch, BatchState
 from hpcserve.domain.instance import Instance, InstanceState
@@ -21,44 +36,17 @@ from hpcserve.domain.lifecycle import Subject, Transition
 from hpcserve.errors import BackendError, FencedError
 from hpcserve.policy.estimate.arrival import capacity
 from hpcserve.policy.estimate.cost import Cost, Prior, cost
-from hpcserve.policy.estimate.finish import Capacity, Finish, Work, finish
-from hpcserve.policy.estimate.history import History, Stretch
+from hpcserve.policy.estimate.finish import Work, finish
+from hpcserve.policy.estimate.history import Stretch
+from hpcserve.policy.scaling.target import Target
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.ledger import Leadership, Ledger, Tx
 from hpcserve.ports.notes import COSTS, COVERAGE, ESTIMATES
 
 _log = logging.getLogger(__name__)
 
-#: the event of an estimate; `detail` has `stage`, `p50_at` and `p90_at`
-ESTIMATED = "estimated"
-#: the event of its comparison with the end
-CHECKED = "estimate_checked"
-#: estimates that the story keeps: the first one, and the first by own results
-_FIRST, _LEARNED = "first", "learned"
 #: results beyond those in flight that make an estimate one's own, and a batch worth learning from
 _LEARNED_LINES = 64
-
-
-@dataclass(slots=True)
-class _Watched:
-    """A batch as it was at the last look, and what has been learned of it."""
-
-    batch: Batch
-    at: datetime
-    history: History = field(default_factory=History)
-    pace: Pace = field(default_factory=Pace)
-    #: p90 by stage, as the story has them
-    said: dict[str, datetime] = field(default_factory=dict)
-    #: what a line was to cost by the first own results, and what they were
-    promise_s: float | None = None
-    beginning: Stretch = field(default_factory=Stretch)
-
-    def learn(self, prior: Prior) -> Prior:
-        """Return what the next batch of this model is to believe."""
-        total = self.history.total
-        lines = total.lines - self.beginning.lines
-        rest_s = (total.instance_s - self.beginning.instance_s) / lines if lines else 0.0
-        return prior.learn(total.cost_s, self.promise_s, rest_s or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +70,20 @@ class Estimates:
         scaling: Scaling,
         ended_max: int,
         leadership: Callable[[], Leadership | None],
+        targets: Callable[[], Sequence[Target]],
     ) -> None:
-        """Take, besides the usual, how many ended instances tell what starts take."""
+        """Take, besides the usual, how many ended instances tell what starts take.
+
+        *targets* are what the scaling policy wants now, with its reasons.
+        """
         self._ledger = ledger
         self._clock = clock
         self._settings = settings
         self._scaling = scaling
         self._ended_max = ended_max
         self._leadership = leadership
-        self._watched: dict[str, _Watched] = {}
+        self._targets = targets
+        self._watched: dict[str, Watched] = {}
         self._priors: dict[str, Prior] | None = None
 
     async def run(self) -> None:
@@ -111,7 +104,7 @@ class Estimates:
             self._priors = None
             return
         if self._priors is None:
-            self._priors = _priors(await self._ledger.transact(lambda tx: tx.notes.get(COSTS)))
+            self._priors = priors_of(await self._ledger.transact(lambda tx: tx.notes.get(COSTS)))
         seen = await self._ledger.transact(self._look)
         now = self._clock.now()
         await self._observe(seen, now)
@@ -140,18 +133,18 @@ class Estimates:
             )
             share = batch.counts.leased / leased[batch.model] if leased[batch.model] else 0.0
             new = Stretch(
-                lines=_done(batch) - _done(watched.batch),
+                lines=finished(batch) - finished(watched.batch),
                 output_tokens=batch.usage.output_tokens - watched.batch.usage.output_tokens,
                 instance_s=(now - watched.at).total_seconds() * serving * share,
             )
             watched.history = watched.history.add(new)
-            watched.pace.add(now, lines=_done(batch), tokens=batch.usage.output_tokens)
+            watched.pace.add(now, lines=finished(batch), tokens=batch.usage.output_tokens)
             watched.batch, watched.at = batch, now
 
-    async def _begin(self, batch: Batch, now: datetime) -> _Watched:
+    async def _begin(self, batch: Batch, now: datetime) -> Watched:
         story = await self._ledger.transact(lambda tx: tx.events.story(Subject.BATCH, batch.id))
-        watched = _Watched(batch, now)
-        watched.pace.add(now, lines=_done(batch), tokens=batch.usage.output_tokens)
+        watched = Watched(batch, now)
+        watched.pace.add(now, lines=finished(batch), tokens=batch.usage.output_tokens)
         for line in story:
             if line.event == ESTIMATED:
                 said = datetime.fromisoformat(str(line.detail["p90_at"]))
@@ -161,7 +154,7 @@ class Estimates:
     async def _say(self, seen: _Seen, now: datetime) -> None:
         """Estimate every batch in progress, and leave that where gateways find it."""
         note: dict[str, object] = {}
-        events: list[Transition] = []
+        events = self._decisions(now)
         running = [w for w in self._watched.values() if w.batch.state is BatchState.IN_PROGRESS]
         running.sort(key=lambda w: (w.batch.deadline_at, w.batch.created_at, w.batch.id))
         ahead: dict[str, list[Work]] = {}
@@ -182,15 +175,16 @@ class Estimates:
             if done is None:
                 continue
             own_s = batch.counts.open * each.p50_s
-            reason = _reason(batch, watched.history, each, room, before=before)
-            note[batch.id] = _shape(watched, done, seen.live, own_s=own_s, now=now, reason=reason)
+            reason = reason_of(batch, watched.history, each, room, before=before)
+            shown = shape(watched, done, seen.live, own_s=own_s, now=now, reason=reason)
+            note[batch.id] = shown | {"scaling": watched.wanted_because}
             known = watched.history.total.lines - batch.counts.leased
-            stage = _LEARNED if known >= _LEARNED_LINES else _FIRST
-            if stage == _LEARNED and watched.promise_s is None:
+            stage = LEARNED if known >= _LEARNED_LINES else FIRST
+            if stage == LEARNED and watched.promise_s is None:
                 watched.promise_s, watched.beginning = each.p50_s, watched.history.total
             if stage not in watched.said:
                 watched.said[stage] = now + timedelta(seconds=done.p90_s)
-                events.append(_estimated(batch, done, stage, reason, now))
+                events.append(estimated(batch, done, stage, reason, now))
 
         def work(tx: Tx) -> None:
             self._guard(tx)
@@ -200,7 +194,25 @@ class Estimates:
 
         await self._ledger.transact(work)
 
-    def _cost(self, watched: _Watched) -> Cost:
+    def _decisions(self, now: datetime) -> list[Transition]:
+        """Return what the scaling policy has changed its mind about, for the stories of batches."""
+        by_model: dict[str, list[Target]] = {}
+        for target in self._targets():
+            by_model.setdefault(target.model, []).append(target)
+        events: list[Transition] = []
+        for watched in self._watched.values():
+            mine = by_model.get(watched.batch.model, [])
+            wanted = tuple((target.role, target.count) for target in mine)
+            watched.wanted_because = "; ".join(f"{t.count} {t.role}: {t.reason}" for t in mine)
+            if not wanted or wanted == watched.wanted or watched.decisions == DECISIONS_MAX:
+                continue
+            watched.wanted = wanted
+            watched.decisions += 1
+            reason = f"instances wanted: {watched.wanted_because}"
+            events.append(about(watched.batch.id, SCALED, reason, now))
+        return events
+
+    def _cost(self, watched: Watched) -> Cost:
         return cost(
             watched.history,
             in_flight=watched.batch.counts.leased,
@@ -211,7 +223,7 @@ class Estimates:
         assert self._priors is not None, "the priors are read before the first look"
         return self._priors.get(model) or Prior.first(1 / self._scaling.batch_rate_first)
 
-    async def _check(self, watched: _Watched, now: datetime) -> None:
+    async def _check(self, watched: Watched, now: datetime) -> None:
         """Compare what was said with the end, and let the next batch of this model know."""
         batch_id, model = watched.batch.id, watched.batch.model
         ended = await self._ledger.transact(lambda tx: tx.batches.get(batch_id))
@@ -229,8 +241,8 @@ class Estimates:
             self._guard(tx)
             tx.notes.put(COSTS, priors)
             if watched.said:
-                tx.notes.put(COVERAGE, _counted(tx.notes.get(COVERAGE), watched.said, end))
-                tx.events.append(_checked(batch_id, watched.said, end, now))
+                tx.notes.put(COVERAGE, counted(tx.notes.get(COVERAGE), watched.said, end))
+                tx.events.append(checked(batch_id, watched.said, end, now))
 
         await self._ledger.transact(work)
 
@@ -239,108 +251,3 @@ class Estimates:
         if leadership is None:
             raise FencedError("this controller does not lead any more")
         tx.leader.check(leadership, self._clock.now())
-
-
-def _done(batch: Batch) -> int:
-    return batch.counts.completed + batch.counts.failed
-
-
-def _shape(
-    watched: _Watched,
-    done: Finish,
-    live: Sequence[Instance],
-    *,
-    own_s: float,
-    now: datetime,
-    reason: str,
-) -> dict[str, object]:
-    """Return one estimate as gateways hand it out."""
-    batch, total = watched.batch, watched.history.total
-    gpus = max((i.gpus for i in live if i.model == batch.model), default=0)
-    p90_at = now + timedelta(seconds=done.p90_s)
-    return {
-        "p50_at": (now + timedelta(seconds=done.p50_s)).isoformat(),
-        "p90_at": p90_at.isoformat(),
-        "in_time": p90_at <= batch.deadline_at,
-        "instance_hours": own_s / 3600,
-        "gpus_per_instance": gpus,
-        "lines_per_s": watched.pace.lines_per_s,
-        "output_tokens_per_s": watched.pace.tokens_per_s,
-        "output_tokens_per_line": total.output_tokens / total.lines if total.lines else None,
-        "reason": reason,
-    }
-
-
-def _reason(batch: Batch, history: History, each: Cost, room: Capacity, *, before: int) -> str:
-    total = history.total
-    learned = f"{total.lines} own results" if total.lines else "earlier batches of its model"
-    if room.serving:
-        serving = f"{room.serving} serving"
-    else:
-        soon = min(room.coming, key=lambda coming: coming.p50_s)
-        serving = f"the first expected to serve in {soon.p50_s:.0f} s (p90 {soon.p90_s:.0f} s)"
-    queue = f" behind {before} that are due earlier" if before else ""
-    return (
-        f"{batch.counts.open} requests are open{queue}, each costs {each.p50_s:.3g} s of an "
-        f"instance (p90 {each.p90_s:.3g} s, by {learned}), with {serving}"
-    )
-
-
-def _estimated(batch: Batch, done: Finish, stage: str, reason: str, now: datetime) -> Transition:
-    p50_at, p90_at = (now + timedelta(seconds=s) for s in (done.p50_s, done.p90_s))
-    late = "" if p90_at <= batch.deadline_at else ", which is too late"
-    return Transition(
-        subject=Subject.BATCH,
-        subject_id=batch.id,
-        at=now,
-        event=ESTIMATED,
-        from_state=None,
-        to_state=None,
-        reason=(
-            f"done in {done.p50_s:.0f} s, with certainty 0.9 in {done.p90_s:.0f} s{late}: {reason}"
-        ),
-        detail={"stage": stage, "p50_at": p50_at.isoformat(), "p90_at": p90_at.isoformat()},
-    )
-
-
-def _checked(
-    batch_id: str, said: Mapping[str, datetime], end: datetime, now: datetime
-) -> Transition:
-    off = {stage: (end - p90_at).total_seconds() for stage, p90_at in said.items()}
-    words = [
-        f"{abs(late_s):.0f} s {'after' if late_s > 0 else 'before'} the {stage} p90"
-        for stage, late_s in off.items()
-    ]
-    return Transition(
-        subject=Subject.BATCH,
-        subject_id=batch_id,
-        at=now,
-        event=CHECKED,
-        from_state=None,
-        to_state=None,
-        reason=f"its last result came {' and '.join(words)}",
-        detail={"late_s": off},
-    )
-
-
-def _counted(
-    note: Mapping[str, object] | None, said: Mapping[str, datetime], end: datetime
-) -> dict[str, object]:
-    """Return the score with one more batch, by stage: how many, and how many were covered."""
-    score: dict[str, object] = dict(note or {})
-    for stage, p90_at in said.items():
-        known = score.get(stage)
-        counts = known if isinstance(known, Mapping) else {"batches": 0, "covered": 0}
-        score[stage] = {
-            "batches": int(counts["batches"]) + 1,
-            "covered": int(counts["covered"]) + (end <= p90_at),
-        }
-    return score
-
-
-def _priors(note: Mapping[str, object] | None) -> dict[str, Prior]:
-    return {
-        model: Prior(**{name: float(number) for name, number in value.items()})
-        for model, value in (note or {}).items()
-        if isinstance(value, Mapping)
-    }

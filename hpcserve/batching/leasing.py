@@ -200,7 +200,11 @@ class Leasing(Work):
             "nodes": list(instance.nodes),
             "gpus": instance.gpus,
         }
-        reason = f"{instance.id} (job {instance.job_id}) works on it"
+        where = f", partition {instance.partition}" if instance.partition else ""
+        reason = (
+            f"{instance.id} ({instance.role}, job {instance.job_id}{where}) works on it; it was "
+            f"asked for because {instance.reason}"
+        )
         now = self._clock.now()
         await self._ledger.transact(
             lambda tx: tx.events.append(_about(batch_id, now, JOINED, reason, facts))

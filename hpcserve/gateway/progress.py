@@ -83,6 +83,7 @@ def _progress(tx: Tx, batch: Batch, model: Model | None, partition: str, now: da
             trouble=str(verdict["reason"]) if isinstance(verdict, Mapping) else "",
             closed=str((tx.notes.get(CLOSED) or {}).get("reason") or ""),
             in_time=bool(estimate["in_time"]) if estimate else None,
+            wanted=str(estimate["scaling"]) if estimate else "",
         )
     return {
         "batch": shape(batch),

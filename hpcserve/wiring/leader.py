@@ -19,6 +19,7 @@ from hpcserve.controller.observe import Observer
 from hpcserve.controller.tidy import Tidy
 from hpcserve.errors import BackendError, ConfigError
 from hpcserve.policy.scaling.registry import SCALERS
+from hpcserve.policy.scaling.remembered import Remembered
 from hpcserve.policy.scaling.target import Scaler
 from hpcserve.slurm.choose import Choice
 from hpcserve.wiring.cluster import open_cluster
@@ -33,6 +34,7 @@ async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], N
     choice = await _until_open(world)
     log.info("%s: %s", choice.cluster.description, choice.reason)
     ledger, clock, config = world.ledger, world.clock, world.config
+    scaler = Remembered(_scaler(world))
     controller = Controller(
         holder=f"{socket.gethostname()}-{os.getpid()}",
         ledger=ledger,
@@ -52,7 +54,7 @@ async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], N
             state_dir=world.paths.state,
             secret=world.secret,
         ),
-        scaler=_scaler(world),
+        scaler=scaler,
         clock=clock,
         config=config,
         cluster_description=choice.cluster.description,
@@ -62,7 +64,7 @@ async def run_controller(world: World, on_wake: Callable[[Callable[[], None]], N
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(controller.run())
             tasks.create_task(_batch_worker(world, controller).run())
-            tasks.create_task(_estimates(world, controller).run())
+            tasks.create_task(_estimates(world, controller, scaler).run())
             tasks.create_task(_tidy(world, controller).run())
     finally:
         await choice.close()
@@ -120,7 +122,7 @@ def _batch_worker(world: World, controller: Controller) -> BatchWorker:
     )
 
 
-def _estimates(world: World, controller: Controller) -> Estimates:
+def _estimates(world: World, controller: Controller, scaler: Remembered) -> Estimates:
     return Estimates(
         ledger=world.ledger,
         clock=world.clock,
@@ -128,4 +130,5 @@ def _estimates(world: World, controller: Controller) -> Estimates:
         scaling=world.config.scaling,
         ended_max=world.config.controller.ended_shown,
         leadership=lambda: controller.leadership,
+        targets=lambda: scaler.last,
     )

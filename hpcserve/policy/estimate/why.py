@@ -9,7 +9,13 @@ from hpcserve.domain.model import Model
 
 
 def why_not_more(
-    model: Model, live: Sequence[Instance], *, trouble: str, closed: str, in_time: bool | None
+    model: Model,
+    live: Sequence[Instance],
+    *,
+    trouble: str,
+    closed: str,
+    in_time: bool | None,
+    wanted: str,
 ) -> str:
     """Return what holds further instances back.
 
@@ -19,6 +25,7 @@ def why_not_more(
         trouble: what the controller says of the model, when faults hold it back; else empty.
         closed: why the site is closed; empty: it is open.
         in_time: whether the estimate is before the deadline; None: there is no estimate.
+        wanted: what the scaling policy wants, and why; empty: it has not decided yet.
 
     """
     if closed:
@@ -28,10 +35,10 @@ def why_not_more(
     if starting := [i for i in live if i.state in STARTING]:
         return "; ".join(_start(instance) for instance in starting)
     serving = sum(i.state is InstanceState.READY for i in live)
-    why = "the scaling policy asks for no more"
-    if not live:
-        why = "the controller has asked for none yet"
-    elif len(live) >= model.max_instances:
+    why = (
+        f"the scaling policy wants {wanted}" if wanted else "the controller has asked for none yet"
+    )
+    if len(live) >= model.max_instances:
         why = f"the catalog allows {model.max_instances} of {model.name}"
     elif serving and in_time:
         why = f"{serving} will be done in time"

@@ -167,7 +167,11 @@ def test_a_model_that_never_ran_is_expected_as_the_configuration_says() -> None:
         ([], {"closed": "night"}, "the site is closed: night"),
         ([], {"trouble": "it failed 3 times"}, "it failed 3 times"),
         ([an_instance()], {"in_time": True}, "1 will be done in time"),
-        ([an_instance()], {}, "the scaling policy asks for no more"),
+        (
+            [an_instance()],
+            {"wanted": "1 mixed: enough"},
+            "the scaling policy wants 1 mixed: enough",
+        ),
         ([an_instance("a"), an_instance("b")], {}, "the catalog allows 2 of m"),
         (
             [an_instance("q", InstanceState.QUEUED, job_reason="Resources")],
@@ -180,5 +184,5 @@ def test_a_model_that_never_ran_is_expected_as_the_configuration_says() -> None:
 def test_the_reason_for_no_more_instances_is_the_first_that_holds(
     live: list[object], kwargs: dict[str, object], said: str
 ) -> None:
-    given = {"trouble": "", "closed": "", "in_time": None, **kwargs}
+    given = {"trouble": "", "closed": "", "in_time": None, "wanted": "", **kwargs}
     assert why_not_more(a_model(), live, **given) == said
