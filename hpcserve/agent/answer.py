@@ -2,7 +2,8 @@
 
 A 2xx without an `error` in its body is a success and goes to the output file. An answer with
 another status is the request's own failure and goes to the error file with that status and the
-engine's body; top-level `error` stays null there. Payloads are embedded as they came.
+engine's body; top-level `error` stays null there. Payloads are embedded as they came, but for a
+failure without OpenAI's envelope, such as FastAPI's `{"detail": ...}`, which gets one.
 """
 
 from __future__ import annotations
@@ -76,8 +77,12 @@ def understand(answer: Answer) -> Reply:
             status = HTTPStatus.BAD_GATEWAY
         fields = _error(f"The engine answered with something that is no JSON object: {text}")
         return Reply(status=status, body=_json(fields), fields=fields)
+    status = _status(answer.status, fields)
+    if status >= HTTPStatus.BAD_REQUEST and not isinstance(fields.get("error"), dict):
+        fields = _error(_message(fields))
+        return Reply(status=status, body=_json(fields), fields=fields)
     body = answer.body if b"\n" not in answer.body else _json(fields)
-    return Reply(status=_status(answer.status, fields), body=body, fields=fields)
+    return Reply(status=status, body=body, fields=fields)
 
 
 def outcome(line: GrantedLine, reply: Reply, *, lease_id: int) -> Outcome:
@@ -121,6 +126,12 @@ def _status(status: int, fields: Mapping[str, object]) -> int:
     if isinstance(code, int) and HTTPStatus.BAD_REQUEST <= code < _STATUS_END:
         return code
     return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _message(fields: Mapping[str, object]) -> str:
+    """Return what a failure says that is not in OpenAI's envelope."""
+    said = (fields.get(name) for name in ("error", "message", "detail"))
+    return next((one for one in said if isinstance(one, str)), _json(fields).decode())
 
 
 def _usage(fields: Mapping[str, object]) -> tuple[int, int, int]:

@@ -105,3 +105,19 @@ def test_no_answer_has_no_response() -> None:
     assert result.event is RequestEvent.REFUSED
     assert line["response"] is None
     assert line["error"] == {"code": "engine_timeout", "message": "too slow"}
+
+
+@pytest.mark.parametrize(
+    ("came", "message"),
+    [
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"object": "error", "message": "too long", "code": 400}, "too long"),
+        ({"error": "out of memory"}, "out of memory"),
+        ({"detail": [{"loc": ["body"]}]}, '{"detail":[{"loc":["body"]}]}'),
+    ],
+)
+def test_a_failure_without_openais_envelope_gets_one(came: dict[str, object], message: str) -> None:
+    _, line = finished(500, json.dumps(came).encode())
+    error = line["response"]["body"]["error"]  # type: ignore[index]  # JSON
+    assert error["message"] == message
+    assert set(error) == {"message", "type", "param", "code"}
