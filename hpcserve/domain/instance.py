@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from hpcserve.domain.job import EndReason
 from hpcserve.domain.lifecycle import Subject, Table, Transition
-from hpcserve.domain.load import EngineLoad
+from hpcserve.domain.load import EngineLoad, GpuLoad
 
 
 class Role(StrEnum):
@@ -215,6 +215,8 @@ class Instance:
     message: str = ""
     log_path: str = ""
     load: EngineLoad | None = None
+    #: its GPUs as its agent last read them; none where there are none to read
+    gpu_load: tuple[GpuLoad, ...] = ()
     #: optimistic lock; counts saves
     version: int = 0
 

@@ -19,6 +19,7 @@ from datetime import datetime
 
 from hpcserve.domain.instance import Instance, InstanceEvent, InstanceState
 from hpcserve.domain.lifecycle import Transition
+from hpcserve.domain.load import GpusAbsent
 from hpcserve.ports.clock import Clock
 from hpcserve.ports.control import (
     Ending,
@@ -104,12 +105,13 @@ class InstanceControl:
     async def beat(self, heartbeat: Heartbeat) -> Order:
         """Note load and health, renew the leases."""
         load = heartbeat.load
+        gpu_load = () if isinstance(heartbeat.gpus, GpusAbsent) else heartbeat.gpus
         is_busy = heartbeat.batch_running > 0 or (
             load is not None and load.running + load.waiting > 0
         )
 
         def besides(tx: Tx, now: datetime) -> None:
-            tx.instances.heard(self._id, now, load, busy=is_busy)
+            tx.instances.heard(self._id, now, load, busy=is_busy, gpu_load=gpu_load)
             tx.requests.renew(self._id, now, self._service.lease_ttl_s)
 
         return await self._apply(lambda instance, now: _heard(instance, heartbeat, now), besides)

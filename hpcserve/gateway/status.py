@@ -176,6 +176,7 @@ def show_instance(instance: Instance, now: datetime | None) -> Shown:
             if load is not None
             else None
         ),
+        "gpu_load": [asdict(gpu) for gpu in instance.gpu_load],
     }
 
 

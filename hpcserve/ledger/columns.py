@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from typing_extensions import override
 
 from hpcserve.domain.batch import LineError
-from hpcserve.domain.load import EngineLoad
+from hpcserve.domain.load import EngineLoad, GpuLoad
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -125,6 +125,21 @@ class Load(Json):
         if fields is None:
             return None
         return EngineLoad(**{**fields, "at": datetime.fromisoformat(fields["at"])})
+
+
+class Gpus(Json):
+    """A tuple of GpuLoad."""
+
+    cache_ok: bool | None = True
+
+    @override
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return super().process_bind_param([asdict(gpu) for gpu in value], dialect)
+
+    @override
+    def process_result_value(self, value: str | None, dialect: Dialect) -> object:
+        gpus: Any = super().process_result_value(value, dialect)
+        return tuple(GpuLoad(**fields) for fields in gpus)
 
 
 class LineErrors(Json):

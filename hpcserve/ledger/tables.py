@@ -36,7 +36,7 @@ from hpcserve.domain.batch import BATCH, BATCH_REQUEST, BatchState, RequestState
 from hpcserve.domain.instance import INSTANCE, InstanceState, Role
 from hpcserve.domain.job import EndReason
 from hpcserve.domain.lifecycle import Subject
-from hpcserve.ledger.columns import Instant, Json, LineErrors, Load, Names, Prose, Word
+from hpcserve.ledger.columns import Gpus, Instant, Json, LineErrors, Load, Names, Prose, Word
 
 #: every schema revision, oldest first; the last one is what this code works with
 REVISIONS = ("0001",)
@@ -74,6 +74,7 @@ instances = Table(
     Column("reason", Prose, nullable=False),
     Column("requested_at", Instant, nullable=False),
     Column("job_id", Text),
+    Column("job_missing_at", Instant),
     Column("job_state", Prose, nullable=False),
     Column("job_reason", Prose, nullable=False),
     Column("expected_start_at", Instant),
@@ -86,12 +87,14 @@ instances = Table(
     Column("ends_at", Instant),
     Column("heard_at", Instant),
     Column("busy_at", Instant),
+    Column("stop_asked_at", Instant),
     Column("ended_at", Instant),
     Column("ending", Word(EndReason)),
     Column("end_reason", Word(EndReason)),
     Column("message", Prose, nullable=False),
     Column("log_path", Text, nullable=False),
     Column("load", Load),
+    Column("gpu_load", Gpus, nullable=False),
     Column("version", Integer, nullable=False),
     _words("role", Role),
     _words("state", INSTANCE.states),

@@ -35,7 +35,7 @@ from hpcserve.domain.fleet import Demand
 from hpcserve.domain.instance import Instance
 from hpcserve.domain.key import ApiKey
 from hpcserve.domain.lifecycle import Subject, Transition
-from hpcserve.domain.load import EngineLoad
+from hpcserve.domain.load import EngineLoad, GpuLoad
 
 T = TypeVar("T")
 
@@ -67,7 +67,15 @@ class InstanceStore(Protocol):
         """
         ...
 
-    def heard(self, instance_id: str, at: datetime, load: EngineLoad | None, *, busy: bool) -> None:
+    def heard(
+        self,
+        instance_id: str,
+        at: datetime,
+        load: EngineLoad | None,
+        *,
+        busy: bool,
+        gpu_load: tuple[GpuLoad, ...] = (),
+    ) -> None:
         """Note a heartbeat: no transition, no version; ended instances stay as they are.
 
         None keeps the last reading of the load, which carries its own time.

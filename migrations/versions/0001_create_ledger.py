@@ -159,6 +159,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("requested_at", sa.BigInteger(), nullable=False),
         sa.Column("job_id", sa.Text(), nullable=True),
+        sa.Column("job_missing_at", sa.BigInteger(), nullable=True),
         sa.Column("job_state", sa.Text(), nullable=False),
         sa.Column("job_reason", sa.Text(), nullable=False),
         sa.Column("expected_start_at", sa.BigInteger(), nullable=True),
@@ -171,12 +172,14 @@ def upgrade() -> None:
         sa.Column("ends_at", sa.BigInteger(), nullable=True),
         sa.Column("heard_at", sa.BigInteger(), nullable=True),
         sa.Column("busy_at", sa.BigInteger(), nullable=True),
+        sa.Column("stop_asked_at", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.Column("ending", sa.Text(), nullable=True),
         sa.Column("end_reason", sa.Text(), nullable=True),
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column("log_path", sa.Text(), nullable=False),
         sa.Column("load", sa.Text(), nullable=True),
+        sa.Column("gpu_load", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.CheckConstraint(
             "end_reason IN ('scaled_in', 'drained', 'expired', 'preempted', "

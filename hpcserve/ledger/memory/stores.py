@@ -14,7 +14,7 @@ from hpcserve.domain.fleet import Demand
 from hpcserve.domain.instance import Instance
 from hpcserve.domain.key import ApiKey
 from hpcserve.domain.lifecycle import Subject, Transition
-from hpcserve.domain.load import EngineLoad
+from hpcserve.domain.load import EngineLoad, GpuLoad
 from hpcserve.errors import ConflictError, FencedError
 from hpcserve.ledger.memory.journal import Journal
 from hpcserve.ledger.memory.shelves import Shelves, Tally
@@ -107,6 +107,7 @@ class MemoryInstances(InstanceStore):
                 heard_at=_later(stored.heard_at, instance.heard_at),
                 busy_at=_later(stored.busy_at, instance.busy_at),
                 load=stored.load if is_heard_since else instance.load,
+                gpu_load=stored.gpu_load if is_heard_since else instance.gpu_load,
                 version=instance.version + 1,
             )
         )
@@ -114,7 +115,15 @@ class MemoryInstances(InstanceStore):
             self._events.append(transition)
 
     @override
-    def heard(self, instance_id: str, at: datetime, load: EngineLoad | None, *, busy: bool) -> None:
+    def heard(
+        self,
+        instance_id: str,
+        at: datetime,
+        load: EngineLoad | None,
+        *,
+        busy: bool,
+        gpu_load: tuple[GpuLoad, ...] = (),
+    ) -> None:
         stored = self._shelves.live.get(instance_id)
         if stored is None or (stored.heard_at is not None and stored.heard_at > at):
             return
@@ -124,6 +133,7 @@ class MemoryInstances(InstanceStore):
                 heard_at=at,
                 busy_at=_later(stored.busy_at, at if busy else None),
                 load=load or stored.load,
+                gpu_load=gpu_load or stored.gpu_load,
             )
         )
 

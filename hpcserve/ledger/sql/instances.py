@@ -12,7 +12,6 @@ from sqlalchemy import (
     Select,
     bindparam,
     case,
-    func,
     insert,
     literal_column,
     or_,
@@ -23,12 +22,15 @@ from typing_extensions import override
 
 from hpcserve.domain.instance import Instance, InstanceState
 from hpcserve.domain.lifecycle import Transition
-from hpcserve.domain.load import EngineLoad
+from hpcserve.domain.load import EngineLoad, GpuLoad
 from hpcserve.errors import ConflictError
 from hpcserve.ledger.sql.events import SqlEvents
 from hpcserve.ledger.sql.rows import each_row, to_row
 from hpcserve.ledger.tables import instances as table
 from hpcserve.ports.ledger import InstanceStore
+
+#: what a heartbeat brings, and a save must not put back
+READINGS = ("load", "gpu_load")
 
 
 def _later(column: Column[Any], given: object) -> ColumnElement[Any]:
@@ -82,13 +84,16 @@ class SqlInstances(InstanceStore):
             update(table)
             .where(table.c.id == instance.id, table.c.version == instance.version)
             .values(
-                **to_row(table, instance, "id", "version", "heard_at", "busy_at", "load"),
+                **to_row(table, instance, "id", "version", "heard_at", "busy_at", *READINGS),
                 heard_at=_later(table.c.heard_at, instance.heard_at),
                 busy_at=_later(table.c.busy_at, instance.busy_at),
-                load=case(
-                    (heard_since, table.c.load),
-                    else_=bindparam(None, instance.load, type_=table.c.load.type),
-                ),
+                **{
+                    name: case(
+                        (heard_since, table.c[name]),
+                        else_=bindparam(None, getattr(instance, name), type_=table.c[name].type),
+                    )
+                    for name in READINGS
+                },
                 version=instance.version + 1,
             )
         )
@@ -100,7 +105,17 @@ class SqlInstances(InstanceStore):
             self._events.append(transition)
 
     @override
-    def heard(self, instance_id: str, at: datetime, load: EngineLoad | None, *, busy: bool) -> None:
+    def heard(
+        self,
+        instance_id: str,
+        at: datetime,
+        load: EngineLoad | None,
+        *,
+        busy: bool,
+        gpu_load: tuple[GpuLoad, ...] = (),
+    ) -> None:
+        # a heartbeat without a reading keeps the last one
+        readings = {"load": load, "gpu_load": gpu_load}
         self._connection.execute(
             update(table)
             .where(
@@ -111,7 +126,11 @@ class SqlInstances(InstanceStore):
             .values(
                 heard_at=at,
                 busy_at=_later(table.c.busy_at, at if busy else None),
-                load=func.coalesce(bindparam(None, load, type_=table.c.load.type), table.c.load),
+                **{
+                    name: bindparam(None, reading, type_=table.c[name].type)
+                    for name, reading in readings.items()
+                    if reading
+                },
             )
         )
 

@@ -11,7 +11,7 @@ from hpcserve.domain.instance import InstanceEvent, InstanceState, Role
 from hpcserve.domain.job import EndReason
 from hpcserve.domain.key import ApiKey
 from hpcserve.domain.lifecycle import Subject
-from hpcserve.domain.load import EngineLoad
+from hpcserve.domain.load import EngineLoad, GpuLoad
 from hpcserve.errors import ConflictError, FencedError
 from hpcserve.ports.ledger import Ledger
 from tests.builders import NOW, a_demand, ago, ahead, an_instance
@@ -108,6 +108,50 @@ async def test_a_heartbeat_without_a_reading_keeps_the_last_one(ledger: Ledger) 
     stored = await ledger.transact(lambda tx: tx.instances.get(made.id))
     assert stored is not None
     assert (stored.heard_at, stored.busy_at, stored.load) == (ahead(9), None, LOAD)
+
+
+async def test_a_heartbeat_brings_the_gpus_and_one_without_keeps_them(ledger: Ledger) -> None:
+    gpu = GpuLoad(
+        index=0,
+        uuid="GPU-1",
+        name="H100",
+        memory_used_bytes=1,
+        memory_total_bytes=2,
+        utilization_ratio=0.5,
+        power_w=None,
+        temperature_c=40.0,
+    )
+    made = await add_instance(ledger)
+    await ledger.transact(
+        lambda tx: tx.instances.heard(made.id, NOW, None, busy=False, gpu_load=(gpu,))
+    )
+    await ledger.transact(lambda tx: tx.instances.heard(made.id, ahead(9), None, busy=False))
+    stored = await ledger.transact(lambda tx: tx.instances.get(made.id))
+    assert stored is not None
+    assert stored.gpu_load == (gpu,)
+
+
+async def test_every_field_of_an_instance_comes_back(ledger: Ledger) -> None:
+    fields = {
+        "job_missing_at": ago(1),
+        "stop_asked_at": ago(2),
+        "expected_start_at": ago(3),
+        "ending": EndReason.SCALED_IN,
+        "end_reason": EndReason.DRAINED,
+        "busy_at": ago(4),
+        "ended_at": ago(5),
+        "message": "words",
+        "log_path": "/log",
+        "job_state": "RUNNING",
+        "job_reason": "None",
+        "nodes": ("n1", "n2"),
+        "load": LOAD,
+    }
+    made = await add_instance(ledger, an_instance(state=InstanceState.READY, **fields))
+    assert await ledger.transact(lambda tx: tx.instances.get(made.id)) == made
+    await ledger.transact(lambda tx: tx.instances.save(replace(made, job_missing_at=NOW)))
+    stored = await ledger.transact(lambda tx: tx.instances.get(made.id))
+    assert stored == replace(made, job_missing_at=NOW, version=1)
 
 
 async def test_the_ended_hear_nothing(ledger: Ledger) -> None:
