@@ -8,3 +8,4 @@ from pathlib import Path
 CACHE = Path(os.environ.get("HPCSERVE_CACHE", "~/.cache/hpcserve")).expanduser()
 VLLM = CACHE / "engine" / "bin" / "vllm"
 SMOLLM2_WEIGHTS = CACHE / "models" / "smollm2-135m-instruct"
+TINY_WEIGHTS = CACHE / "models" / "tiny-llama"
