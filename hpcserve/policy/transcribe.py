@@ -155,8 +155,12 @@ def why_gone(instance: Instance, job: JobView) -> EndReason:
     """Return the end reason: what we or the agent said first, then what the scheduler says.
 
     A job that exits 0 without a word (its last message was lost, or Slurm 22.05 records a preempted
-    job that ended within its grace as COMPLETED) did as it was told: DRAINED.
+    job that ended within its grace as COMPLETED) did as it was told: DRAINED. The agent, who sees
+    only a signal, takes a `scancel` by hand for preemption; the scheduler knows better.
     """
+    is_guess = instance.ending is EndReason.PREEMPTED and instance.stop_asked_at is None
+    if is_guess and job.end_reason is EndReason.CANCELLED_OUTSIDE:
+        return job.end_reason
     if instance.ending is not None:
         return instance.ending
     if job.end_reason is EndReason.CRASHED and instance.ready_at is None:

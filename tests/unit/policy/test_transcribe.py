@@ -103,6 +103,18 @@ def test_a_stop_that_the_scheduler_no_longer_lists_is_complete():
         ({}, EndReason.PREEMPTED, EndReason.PREEMPTED),
         ({}, EndReason.CANCELLED_OUTSIDE, EndReason.CANCELLED_OUTSIDE),
         ({}, None, EndReason.DRAINED),
+        # an agent that gets a signal takes it for preemption
+        (
+            {"ending": EndReason.PREEMPTED},
+            EndReason.CANCELLED_OUTSIDE,
+            EndReason.CANCELLED_OUTSIDE,
+        ),
+        ({"ending": EndReason.PREEMPTED}, EndReason.CRASHED, EndReason.PREEMPTED),
+        (
+            {"ending": EndReason.PREEMPTED, "stop_asked_at": NOW},
+            EndReason.CANCELLED_OUTSIDE,
+            EndReason.PREEMPTED,
+        ),
     ],
 )
 def test_why_gone(fields, slurm, reason):
