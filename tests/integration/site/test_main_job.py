@@ -69,7 +69,7 @@ def test_a_batch_through_the_command_line(site: RunningSite) -> None:
     assert_exactly_once(results, CITIES)
     answer = results[0]["response"]["body"]["choices"][0]["message"]["content"]
     assert "Paris" in answer
-    assert site.json("batch", "status", batch)["status"] == "completed"
+    assert site.json("batch", "status", batch)["batch"]["status"] == "completed"
     assert batch in site.cli("batch", "list")
 
 
