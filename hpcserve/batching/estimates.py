@@ -35,7 +35,7 @@ from hpcserve.domain.instance import Instance, InstanceState
 from hpcserve.domain.lifecycle import Subject, Transition
 from hpcserve.errors import BackendError, FencedError
 from hpcserve.policy.estimate.arrival import capacity
-from hpcserve.policy.estimate.cost import Cost, Prior, cost
+from hpcserve.policy.estimate.cost import HALF_DONE, Cost, Prior, cost
 from hpcserve.policy.estimate.finish import Work, finish
 from hpcserve.policy.estimate.history import Stretch
 from hpcserve.policy.scaling.target import Target
@@ -107,11 +107,12 @@ class Estimates:
             self._priors = priors_of(await self._ledger.transact(lambda tx: tx.notes.get(COSTS)))
         seen = await self._ledger.transact(self._look)
         now = self._clock.now()
+        gone = sorted(self._watched.keys() - {batch.id for batch in seen.batches})
+        ended = [self._watched.pop(batch_id) for batch_id in gone]
         await self._observe(seen, now)
         await self._say(seen, now)
-        gone = self._watched.keys() - {batch.id for batch in seen.batches}
-        for batch_id in sorted(gone):
-            await self._check(self._watched.pop(batch_id), now)
+        for watched in ended:
+            await self._check(watched, now)
 
     def _look(self, tx: Tx) -> _Seen:
         return _Seen(tx.batches.open(), tx.instances.live(), tx.instances.ended(self._ended_max))
@@ -161,9 +162,10 @@ class Estimates:
         for watched in running[: self._settings.estimates_max]:
             batch = watched.batch
             works = ahead.setdefault(batch.model, [])
-            before = sum(work.lines for work in works)
+            before = round(sum(work.lines for work in works))
             each = self._cost(watched)
-            works.append(Work(lines=batch.counts.open, cost=each))
+            left = batch.counts.open - batch.counts.leased * HALF_DONE
+            works.append(Work(lines=left, cost=each))
             room = capacity(
                 seen.live,
                 seen.ended,
@@ -174,7 +176,7 @@ class Estimates:
             done = finish(works, room)
             if done is None:
                 continue
-            own_s = batch.counts.open * each.p50_s
+            own_s = left * each.p50_s
             reason = reason_of(batch, watched.history, each, room, before=before)
             shown = shape(watched, done, seen.live, own_s=own_s, now=now, reason=reason)
             note[batch.id] = shown | {"scaling": watched.wanted_because}

@@ -23,6 +23,8 @@ from hpcserve.policy.estimate.history import History
 _AHEAD = 4
 #: normal quantile of 0.9
 _Z = 1.2816
+#: part of a line in flight that is done, on average
+HALF_DONE = 0.5
 #: weight of a batch among those of its model
 _ALPHA = 0.2
 
@@ -80,7 +82,9 @@ def cost(history: History, *, in_flight: int, prior: Prior) -> Cost:
         return Cost(p50_s=exp(prior.log_s), p90_s=exp(prior.log_s + doubt))
     # a line is as uncertain as the first guess, a prior as much less so as batches agree
     weight = known / (known + 1 / prior.variance)
-    middle = weight * log(total.cost_s) + (1 - weight) * prior.log_s
+    # what is in flight has cost something too: half of a line on average
+    mine_s = total.instance_s / (total.lines + in_flight * HALF_DONE)
+    middle = weight * log(mine_s) + (1 - weight) * prior.log_s
     own = doubt
     if len(history.closed) > 1:
         costs = [stretch.cost_s for stretch in history.closed]

@@ -29,7 +29,8 @@ class Capacity:
 class Work:
     """Open lines, and what one of them costs."""
 
-    lines: int
+    #: those in flight are open in part
+    lines: float
     cost: Cost
 
 
