@@ -120,6 +120,8 @@ class Gateway:
     host: str = "127.0.0.1"
     #: TCP port; 0 lets the system choose
     port: int = 8620
+    #: gateway processes that share the port; one core serves some ten thousand requests/s
+    workers: int = 1
     #: Unix socket for login-node users; empty: `run/gateway.sock` in the state folder
     socket: str = ""
     #: certificate file (PEM) for TLS on the port; empty: plain HTTP

@@ -46,11 +46,17 @@ class GatewayServer:
         *,
         settings: GatewaySettings,
         socket_path: Path,
-        gateways_dir: Path,
+        gateways_dir: Path | None,
         admin_uids: frozenset[int],
         routers: Sequence[APIRouter] = (),
+        tcp: socket.socket | None = None,
     ) -> None:
-        """Take the shared state, where to listen, and the routers of the other parts."""
+        """Take the shared state, where to listen, and the routers of the other parts.
+
+        Without *gateways_dir* no address is written down: another process on the same port does.
+        Without *tcp*, a bound socket, the one that *settings* name is bound.
+        """
+        self._tcp = tcp
         self._dispatch = dispatch
         self._settings = settings
         self._socket_path = socket_path
@@ -83,7 +89,7 @@ class GatewayServer:
             ConfigError: an address is taken or not ours.
 
         """
-        tcp = bind_tcp(self._settings.host, self._settings.port)
+        tcp = self._tcp or bind_tcp(self._settings.host, self._settings.port)
         unix = bind_unix(self._socket_path)
         host, port = tcp.getsockname()[:2]
         scheme = "https" if self._settings.tls_cert else "http"
@@ -91,14 +97,15 @@ class GatewayServer:
         self._server.unix_socket = unix
         await self._dispatch.refresh()
         _calm_collector()
-        address = self._gateways_dir / f"{self._dispatch.gateway_id}.json"
-        background = asyncio.create_task(self._background(address))
+        background = asyncio.create_task(self._background())
+        address = self._write_address()
         try:
             await self._server.serve(sockets=[tcp])
         finally:
             background.cancel()
             await asyncio.gather(background, return_exceptions=True)
-            address.unlink(missing_ok=True)
+            if address is not None:
+                address.unlink(missing_ok=True)
             self._socket_path.unlink(missing_ok=True)
             self._dispatch.close()
 
@@ -111,12 +118,16 @@ class GatewayServer:
         """End: take no more connections, let answers finish for `stop_s`."""
         self._server.should_exit = True
 
-    async def _background(self, address: Path) -> None:
-        dispatch, settings, clock = self._dispatch, self._settings, self._dispatch.clock
-        write_address(
-            address,
-            GatewayAddress(gateway_id=dispatch.gateway_id, url=self.url, written_at=clock.now()),
-        )
+    def _write_address(self) -> Path | None:
+        if self._gateways_dir is None:
+            return None
+        gateway_id, now = self._dispatch.gateway_id, self._dispatch.clock.now()
+        path = self._gateways_dir / f"{gateway_id}.json"
+        write_address(path, GatewayAddress(gateway_id=gateway_id, url=self.url, written_at=now))
+        return path
+
+    async def _background(self) -> None:
+        dispatch, settings = self._dispatch, self._settings
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._every(settings.refresh_s, dispatch.refresh))
             tasks.create_task(self._every(settings.key_cache_s, dispatch.keys.refresh))
@@ -183,8 +194,8 @@ def _calm_collector() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def bind_tcp(host: str, port: int) -> socket.socket:
-    """Return a socket bound to *host* and *port*, which other gateway processes may share.
+def bind_tcp(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a socket bound to *host* and *port*; *shared*: with others of the same user.
 
     Raises:
         ConfigError: it cannot be had.
@@ -196,6 +207,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         # with the protocol named, or asyncio leaves Nagle's algorithm on: 44 ms a stream
         tcp = socket.socket(family, kind, protocol)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         tcp.bind(address)
     except OSError as error:
         raise ConfigError(

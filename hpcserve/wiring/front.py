@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,9 +28,22 @@ log = logging.getLogger(__name__)
 PRESENCE_S = 5.0
 
 
-async def run_gateway(world: World, stop: asyncio.Event, wake: Callable[[], None]) -> None:
-    """Serve until *stop*; *wake* makes the controller look soon."""
+async def run_gateway(
+    world: World,
+    stop: asyncio.Event,
+    wake: Callable[[], None],
+    *,
+    tcp: socket.socket,
+    number: int = 1,
+) -> None:
+    """Serve on *tcp* until *stop*; *wake* makes the controller look soon.
+
+    Of several processes on one port the first alone (*number* 1) speaks for the site: it writes the
+    address file and says since when agents can be heard.
+    """
     config, paths = world.config, world.paths
+    first = number == 1
+    unix = paths.socket(config)
     batch = services(
         ledger=world.ledger,
         clock=world.clock,
@@ -50,12 +64,15 @@ async def run_gateway(world: World, stop: asyncio.Event, wake: Callable[[], None
     server = GatewayServer(
         dispatch,
         settings=config.gateway,
-        socket_path=paths.socket(config),
-        gateways_dir=paths.gateways,
+        tcp=tcp,
+        socket_path=unix if first else unix.with_stem(f"{unix.stem}-{number}"),
+        gateways_dir=paths.gateways if first else None,
         admin_uids=frozenset({0, os.getuid()}),
         routers=_routers(world, batch, wake),
     )
-    aside = [asyncio.create_task(part) for part in (_presence(world), _stop_when(stop, server))]
+    aside = [asyncio.create_task(_stop_when(stop, server))]
+    if first:
+        aside.append(asyncio.create_task(_presence(world)))
     try:
         await server.serve()
     finally:

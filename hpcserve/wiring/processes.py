@@ -7,27 +7,25 @@ the controller gives its leadership up. Jobs go on; the next controller finds th
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import uvloop
 
 from hpcserve.config import Config
+from hpcserve.gateway.server import bind_tcp
 from hpcserve.ports.notes import CLOSED
 from hpcserve.wiring.front import run_gateway
 from hpcserve.wiring.leader import run_controller
-from hpcserve.wiring.world import open_world
+from hpcserve.wiring.system import log_to_stderr
+from hpcserve.wiring.workers import keep_workers
+from hpcserve.wiring.world import World, open_world
 
 
 def run(config: Config, *, controller: bool, gateway: bool, opening: bool = False) -> None:
     """Run the parts that are asked for until a signal ends them; *opening* reopens the site."""
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr()
     uvloop.run(_run(config, controller=controller, gateway=gateway, opening=opening))
 
 
@@ -45,7 +43,7 @@ async def _run(config: Config, *, controller: bool, gateway: bool, opening: bool
         for waker in wakers:
             waker()
 
-    front = asyncio.create_task(run_gateway(world, stop, wake)) if gateway else None
+    front = asyncio.create_task(_front(world, stop, wake)) if gateway else None
     leader = asyncio.create_task(run_controller(world, wakers.append)) if controller else None
     stopped = asyncio.create_task(stop.wait())
     tasks = [task for task in (front, leader, stopped) if task is not None]
@@ -61,3 +59,20 @@ async def _run(config: Config, *, controller: bool, gateway: bool, opening: bool
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await world.ledger.close()
+
+
+async def _front(world: World, stop: asyncio.Event, wake: Callable[[], None]) -> None:
+    """Run all gateway processes; this one is the first."""
+    settings = world.config.gateway
+    several = settings.workers > 1
+    if several:
+        # a port that others may share says nothing when a stranger has it already
+        bind_tcp(settings.host, settings.port).close()
+    tcp = bind_tcp(settings.host, settings.port, shared=several)
+    shared = replace(settings, port=tcp.getsockname()[1])
+    others = asyncio.create_task(keep_workers(replace(world.config, gateway=shared), stop))
+    try:
+        await run_gateway(world, stop, wake, tcp=tcp)
+    finally:
+        stop.set()
+        await others

@@ -1,9 +1,11 @@
-"""The real clock and the real source of identifiers."""
+"""The real clock, the real source of identifiers, and where a process logs."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
+import sys
 import time
 from datetime import UTC, datetime
 
@@ -34,3 +36,12 @@ class SystemIds:
     def secret(self) -> str:
         """Return 256 random bits as URL-safe text."""
         return secrets.token_urlsafe(32)
+
+
+def log_to_stderr() -> None:
+    """Log as a process of the site does."""
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
