@@ -36,7 +36,7 @@ from hpcserve.gateway.peek import peek
 from hpcserve.gateway.resume import Continuation, Transcript, obstacle
 from hpcserve.gateway.routes import ROUTES, Route
 from hpcserve.gateway.sse import EventStream, StreamBroken, is_plain
-from hpcserve.gateway.upstream import Pool, Upstream
+from hpcserve.gateway.upstream import AnswerHead, Pool, Upstream
 from hpcserve.gateway.usage import Usage, usage_at_end
 
 if TYPE_CHECKING:
@@ -482,12 +482,24 @@ class Exchange:
         self._connection.write(chunk)
         return True
 
+    def answer_whole(self, head: AnswerHead, body: bytes) -> None:
+        """Return a sound answer that came at once."""
+        if self._head_sent or len(body) > self._dispatch.settings.answer_buffer_bytes:
+            self.answer_began(head.status, head.headers)
+            self.answer_came(body)
+            self.answer_ended()
+            return
+        self._upstream = None
+        self._status = head.status
+        self._engine_headers = head.headers
+        self._return_whole(body)
+
     def answer_ended(self) -> None:
         """Finish, or go elsewhere when the answer was a fault."""
         self._upstream = None
         mode = self._mode
         if mode == _WHOLE:
-            self._return_whole()
+            self._return_whole(self._held[0] if len(self._held) == 1 else b"".join(self._held))
         elif mode == _STREAM:
             assert self._events is not None
             if self._events.cut_short:
@@ -604,8 +616,7 @@ class Exchange:
         if upstream is not None:
             upstream.cancel()
 
-    def _return_whole(self) -> None:
-        body = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+    def _return_whole(self, body: bytes) -> None:
         self._usage = usage_at_end(body)
         self._first_byte_s = self._dispatch.monotonic_s()
         head = answer_head(

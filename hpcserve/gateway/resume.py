@@ -76,10 +76,10 @@ _DONE = b"data: [DONE]\n\n"
 
 def obstacle(fields: Mapping[str, object]) -> str | None:
     """Return why a request cannot be continued elsewhere; None: it can."""
-    for name, why in _OBSTACLES.items():
+    for name, value in fields.items():
         # an empty list, a zero, false and null mean that it is not asked for
-        if fields.get(name):
-            return f"`{name}`: {why}"
+        if value and name in _OBSTACLES:
+            return f"`{name}`: {_OBSTACLES[name]}"
     if fields.get("n", 1) not in {1, None}:
         return "`n`: several answers are interleaved"
     return None

@@ -12,6 +12,8 @@ import json
 
 from hpcserve.gateway.usage import Usage, read_usage
 
+# json.loads looks for the encoding first, which takes as long as a small event itself
+_DECODER = json.JSONDecoder()
 _BORDER = b"\n\n"
 _DONE = b"data: [DONE]"
 #: end of an event, and of the chunk around it
@@ -168,7 +170,7 @@ def decoded(event: bytes) -> dict[str, object]:
 
     """
     try:
-        content = json.loads(event[5:])
+        content = _DECODER.decode(event[5:].decode())
     except ValueError as error:
         raise StreamBroken("malformed", "The engine sent an event that is not JSON.") from error
     if not isinstance(content, dict):

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 from typing_extensions import override
 
 from hpcserve.config.tree import Gateway as GatewaySettings
+from hpcserve.gateway.forwarding import Headers
+from hpcserve.gateway.head_memo import HeadMemo
 from hpcserve.ports.clock import Clock
 
 #: the digits of a chunk's size and their line end, in chunks that are relayed unparsed
 _SIZE_BYTES_MAX = 10
+
+
+class AnswerHead(NamedTuple):
+    """The head of an answer that one read brought whole."""
+
+    memo: HeadMemo
+    status: int
+    headers: Headers
 
 
 class Receiver(Protocol):
@@ -37,6 +47,10 @@ class Receiver(Protocol):
         """Take one whole chunk with its framing, the data from *begin* on; False: not this way."""
         ...
 
+    def answer_whole(self, head: AnswerHead, body: bytes) -> None:
+        """Take a complete answer, whose head is one that was parsed before."""
+        ...
+
     def answer_ended(self) -> None:
         """Note that the answer is complete."""
         ...
@@ -50,6 +64,7 @@ class Upstream(asyncio.Protocol):
     """One connection to one engine."""
 
     __slots__ = (
+        "_at_start",
         "_between_chunks",
         "_broken",
         "_complete",
@@ -74,6 +89,8 @@ class Upstream(asyncio.Protocol):
         self._complete = False
         self._keep_alive = False
         self._broken = False
+        #: the parser has seen nothing of the answer
+        self._at_start = False
         #: the parser expects the next chunk, and has seen nothing of it
         self._between_chunks = False
         #: answers completed on this connection
@@ -84,6 +101,7 @@ class Upstream(asyncio.Protocol):
         """Send a whole request; its answer goes to *receiver*."""
         self._receiver = receiver
         self._complete = False
+        self._at_start = True
         for part in parts:
             self._transport.write(part)
 
@@ -91,6 +109,11 @@ class Upstream(asyncio.Protocol):
         """Close now: the engine stops working on the request."""
         self._receiver = None
         self._transport.abort()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it takes no further request."""
+        return self._transport.is_closing()
 
     def pause(self) -> None:
         """Take no more from the engine until `resume`."""
@@ -113,20 +136,16 @@ class Upstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse, then tell the receiver what the read brought.
 
-        A chunk that comes whole in one read need not be parsed: the parser stands between two
-        chunks before it and after it.
+        Two things need not be parsed when one read brings them whole, since the parser stands at
+        the same point before and after: a chunk, and an answer with the head of another one.
         """
         receiver = self._receiver
-        if self._between_chunks and receiver is not None:
-            size_end = data.find(b"\r\n", 1, _SIZE_BYTES_MAX)
-            size = len(data) - size_end - 4
-            if (
-                size > 0
-                and data.startswith(b"%x\r\n" % size)
-                and data.endswith(b"\r\n")
-                and receiver.chunk_came(data, size_end + 2)
-            ):
-                return
+        at_start, self._at_start = self._at_start, False
+        if receiver is not None and (
+            (self._between_chunks and _took_chunk(receiver, data))
+            or (at_start and self._took_whole(receiver, data))
+        ):
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -145,6 +164,8 @@ class Upstream(asyncio.Protocol):
             self._pieces.clear()
             receiver.answer_came(body)
         if self._complete:
+            if at_start and self._keep_alive and not self._broken:
+                self._remember(data)
             if self._receiver is receiver:
                 self._finish(receiver)
         elif self._broken and self._receiver is receiver:
@@ -168,11 +189,30 @@ class Upstream(asyncio.Protocol):
                 reused=self._served > 0 and not self._headers,
             )
 
+    def _took_whole(self, receiver: Receiver, data: bytes) -> bool:
+        """Hand on a whole answer whose head is known; False: *data* is none."""
+        known = self._pool.answer_head
+        body = known.memo.body_of(data) if known is not None else None
+        if known is None or body is None:
+            return False
+        self._receiver = None
+        self._served += 1
+        self._pool.put_back(self)
+        receiver.answer_whole(known, body)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what the head of the whole answer *data* was parsed to."""
+        status = self._parser.get_status_code()
+        memo = HeadMemo.of(data) if status == HTTPStatus.OK else None
+        if memo is not None:
+            self._pool.answer_head = AnswerHead(memo, status, self._headers)
+
     def _finish(self, receiver: Receiver) -> None:
         self._receiver = None
         self._headers = []
         self._served += 1
-        if self._broken or self._transport.is_closing() or not self._keep_alive:
+        if self._broken or not self._keep_alive:
             self._transport.close()
         else:
             self._pool.put_back(self)
@@ -221,6 +261,21 @@ class Upstream(asyncio.Protocol):
             self._keep_alive = self._parser.should_keep_alive()
 
 
+def _took_chunk(receiver: Receiver, data: bytes) -> bool:
+    """Offer *data* to *receiver* if it is one whole chunk, not the last; return whether it took it.
+
+    Strict: the size must be written as the shortest lower-case number that fits the length.
+    """
+    size_end = data.find(b"\r\n", 1, _SIZE_BYTES_MAX)
+    size = len(data) - size_end - 4
+    return (
+        size > 0
+        and data.startswith(b"%x\r\n" % size)
+        and data.endswith(b"\r\n")
+        and receiver.chunk_came(data, size_end + 2)
+    )
+
+
 class Pool:
     """All connections to one instance, and what this gateway has in flight there."""
 
@@ -231,6 +286,7 @@ class Pool:
         "_opening",
         "_port",
         "_settings",
+        "answer_head",
         "authority",
         "closed",
         "faults",
@@ -259,6 +315,8 @@ class Pool:
         self._settings = settings
         self._idle: list[Upstream] = []
         self._opening: set[asyncio.Task[None]] = set()
+        #: of the last answer that could be told from its head and length alone
+        self.answer_head: AnswerHead | None = None
         #: failed attempts since the last answer
         self.faults = 0
         #: requests in flight, and the estimate of their tokens
@@ -273,7 +331,11 @@ class Pool:
 
     def put_back(self, upstream: Upstream) -> None:
         """Take a connection back whose answer is complete."""
-        if self.closed or len(self._idle) >= self._settings.upstream_idle_max:
+        if (
+            self.closed
+            or upstream.is_closing
+            or len(self._idle) >= self._settings.upstream_idle_max
+        ):
             upstream.cancel()
             return
         upstream.idle_since_s = self._clock.monotonic_s()

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 #: tail of an answer in which its usage is looked for, bytes
 _TAIL = 4096
-#: as vLLM writes it
+#: as vLLM writes it, and as OpenAI does
 _USUAL = re.compile(
-    rb'"usage": ?\{"prompt_tokens": ?(\d+),\s?"total_tokens": ?\d+,\s?"completion_tokens": ?(\d+)'
+    rb'"usage": ?\{"prompt_tokens": ?(\d+),\s?(?:"total_tokens": ?\d+,\s?)?'
+    rb'"completion_tokens": ?(\d+)(?:,\s?"total_tokens": ?\d+)?'
     rb'(?:,\s?"prompt_tokens_details": ?null)?\}'
 )
 _PROMPT = re.compile(rb'"(?:prompt|input)_tokens": ?(\d+)')

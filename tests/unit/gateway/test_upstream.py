@@ -22,7 +22,10 @@ class Transport:
         return False
 
     def abort(self):
-        self.aborted = True
+        pass
+
+    def close(self):
+        pass
 
 
 class Receiver:
@@ -32,6 +35,7 @@ class Receiver:
         self.direct = direct
         self.body = b""
         self.unparsed = 0
+        self.whole = 0
         self.ended = 0
         self.failed = 0
 
@@ -46,6 +50,12 @@ class Receiver:
             self.body += chunk[begin:-2]
             self.unparsed += 1
         return self.direct
+
+    def answer_whole(self, head, body):
+        assert head.status == 200
+        self.body += body
+        self.whole += 1
+        self.ended += 1
 
     def answer_ended(self):
         self.ended += 1
@@ -119,6 +129,55 @@ def test_a_size_that_is_none_breaks_the_answer(size):
     upstream.data_received(size + b"\r\nhello\r\n")
     assert receiver.failed == 1
     assert receiver.body == b"one"
+
+
+def answer(body: bytes, *, headers: bytes = b"", length: int | None = None) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        len(body) if length is None else length,
+        headers,
+        body,
+    )
+
+
+def after_one_answer() -> tuple[Receiver, Upstream, Pool]:
+    upstream, pool = connection(Receiver(direct=True))
+    upstream.data_received(answer(b"first"))
+    assert pool.take() is upstream
+    receiver = Receiver(direct=True)
+    upstream.send(receiver)
+    return receiver, upstream, pool
+
+
+def test_an_answer_with_the_head_of_the_last_one_passes_unparsed():
+    receiver, upstream, pool = after_one_answer()
+    upstream.data_received(answer(b"another length"))
+    assert (receiver.whole, receiver.body) == (1, b"another length")
+    assert pool.take() is upstream
+
+
+def test_an_answer_like_the_last_one_in_two_reads_is_parsed():
+    data = answer(b"second")
+    for cut in range(1, len(data)):
+        receiver, upstream, pool = after_one_answer()
+        upstream.data_received(data[:cut])
+        upstream.data_received(data[cut:])
+        assert (receiver.whole, receiver.ended, receiver.body) == (0, 1, b"second")
+        assert pool.take() is upstream
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer(b"second") + b"HTTP/1.1 200 OK\r\n",
+        answer(b"second", length=3),
+        answer(b"second", headers=b"connection: close\r\n"),
+    ],
+)
+def test_an_answer_that_is_not_quite_like_the_last_one_ends_the_connection(data):
+    receiver, upstream, pool = after_one_answer()
+    upstream.data_received(data)
+    assert (receiver.whole, receiver.ended + receiver.failed) == (0, 1)
+    assert pool.take() is None
 
 
 TOKEN = (
