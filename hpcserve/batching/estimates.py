@@ -85,6 +85,8 @@ class Estimates:
         self._targets = targets
         self._watched: dict[str, Watched] = {}
         self._priors: dict[str, Prior] | None = None
+        #: whether the note has estimates in it
+        self._is_shown = True
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -115,7 +117,10 @@ class Estimates:
             await self._check(watched, now)
 
     def _look(self, tx: Tx) -> _Seen:
-        return _Seen(tx.batches.open(), tx.instances.live(), tx.instances.ended(self._ended_max))
+        batches = tx.batches.open()
+        if not batches:
+            return _Seen((), (), ())
+        return _Seen(batches, tx.instances.live(), tx.instances.ended(self._ended_max))
 
     async def _observe(self, seen: _Seen, now: datetime) -> None:
         """Take in what has been finished since the last look."""
@@ -187,6 +192,10 @@ class Estimates:
             if stage not in watched.said:
                 watched.said[stage] = now + timedelta(seconds=done.p90_s)
                 events.append(estimated(batch, done, stage, reason, now))
+
+        if not (note or events or self._is_shown):
+            return
+        self._is_shown = bool(note)
 
         def work(tx: Tx) -> None:
             self._guard(tx)
