@@ -145,19 +145,27 @@ def about(
     )
 
 
+def score(note: Mapping[str, object] | None) -> dict[str, tuple[int, int]]:
+    """Return, by stage, how many ends were covered by the p90, of how many batches."""
+    return {
+        stage: (int(counts["covered"]), int(counts["batches"]))
+        for stage, counts in (note or {}).items()
+        if isinstance(counts, Mapping)
+    }
+
+
 def counted(
     note: Mapping[str, object] | None, said: Mapping[str, datetime], end: datetime
 ) -> dict[str, object]:
-    """Return the score with one more batch, by stage: how many, and how many were covered."""
-    score: dict[str, object] = dict(note or {})
+    """Return the score as a note, with one more batch."""
+    known = score(note)
     for stage, p90_at in said.items():
-        known = score.get(stage)
-        counts = known if isinstance(known, Mapping) else {"batches": 0, "covered": 0}
-        score[stage] = {
-            "batches": int(counts["batches"]) + 1,
-            "covered": int(counts["covered"]) + (end <= p90_at),
-        }
-    return score
+        covered, batches = known.get(stage, (0, 0))
+        known[stage] = covered + (end <= p90_at), batches + 1
+    return {
+        stage: {"covered": covered, "batches": batches}
+        for stage, (covered, batches) in known.items()
+    }
 
 
 def priors_of(note: Mapping[str, object] | None) -> dict[str, Prior]:

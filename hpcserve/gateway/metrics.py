@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 from prometheus_client.core import (
@@ -77,6 +77,8 @@ class Metrics(Collector):
         self.resumed: defaultdict[tuple[str, str], int] = defaultdict(int)
         #: how late the loop ran the last sweep, s: waits that no request's own clock shows
         self.loop_lag_s = 0.0
+        #: of the whole site, by stage: batches that ended before the p90 of their estimate, and all
+        self.estimates: Mapping[str, tuple[int, int]] = {}
         #: by model: requests in flight and waiting, asked when scraped
         self.gauges: Callable[[], Iterable[tuple[str, int, int]]] = tuple
 
@@ -117,6 +119,15 @@ class Metrics(Collector):
             waiting.add_metric((model,), queued)
         yield running
         yield waiting
+        estimates = CounterMetricFamily(
+            "hpcserve_batch_estimates",
+            "Ended batches by whether the p90 of their estimate covered the end; of the whole site",
+            labels=("stage", "covered"),
+        )
+        for stage, (covered, batches) in self.estimates.items():
+            estimates.add_metric((stage, "yes"), covered)
+            estimates.add_metric((stage, "no"), batches - covered)
+        yield estimates
         yield GaugeMetricFamily(
             "hpcserve_loop_lag_seconds", "Delay of the event loop", value=self.loop_lag_s
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastapi import APIRouter
 
+from hpcserve.batching.estimate_records import score
 from hpcserve.batching.services import BatchServices, services
 from hpcserve.errors import BackendError
 from hpcserve.gateway import batches, files, keys, operations, progress, status
@@ -18,14 +19,17 @@ from hpcserve.gateway.access_log import AccessLog
 from hpcserve.gateway.control import control_router
 from hpcserve.gateway.control_service import ControlService
 from hpcserve.gateway.dispatch import Dispatch
+from hpcserve.gateway.metrics import Metrics
 from hpcserve.gateway.server import GatewayServer
-from hpcserve.ports.notes import LISTENING
+from hpcserve.ports.notes import COVERAGE, LISTENING
 from hpcserve.wiring.world import World
 
 log = logging.getLogger(__name__)
 
 #: a gateway says so often that it listens to agents, s
 PRESENCE_S = 5.0
+#: the score of the estimates is read so often, s
+SCORES_S = 30.0
 
 
 async def run_gateway(
@@ -70,7 +74,10 @@ async def run_gateway(
         admin_uids=frozenset({0, os.getuid()}),
         routers=_routers(world, batch, wake),
     )
-    aside = [asyncio.create_task(_stop_when(stop, server))]
+    aside = [
+        asyncio.create_task(_stop_when(stop, server)),
+        asyncio.create_task(_scores(world, dispatch.metrics)),
+    ]
     if first:
         aside.append(asyncio.create_task(_presence(world)))
     try:
@@ -131,6 +138,17 @@ async def _presence(world: World) -> None:
             log.warning("%s", error.message)
             since = None
         await world.clock.sleep(PRESENCE_S)
+
+
+async def _scores(world: World, metrics: Metrics) -> None:
+    """Read again and again how good the estimates of batches were, for who scrapes the metrics."""
+    while True:
+        try:
+            note = await world.ledger.transact(lambda tx: tx.notes.get(COVERAGE))
+            metrics.estimates = score(note)
+        except BackendError as error:
+            log.warning("%s", error.message)
+        await world.clock.sleep(SCORES_S)
 
 
 async def _stop_when(stop: asyncio.Event, server: GatewayServer) -> None:
