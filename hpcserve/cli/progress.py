@@ -140,7 +140,7 @@ def _pace(estimate: dict[str, Any] | None) -> str:
         return ""
     return (
         f", {estimate['lines_per_s']:.3g} lines/s, "
-        f"{estimate['output_tokens_per_s']:.3g} output tokens/s"
+        f"{estimate['output_tokens_per_s']:.0f} output tokens/s"
     )
 
 
