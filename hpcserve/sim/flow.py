@@ -124,6 +124,7 @@ class Flow:
     itl_sum_s: float = 0.0
     itl_count: float = 0.0
     _prefill: float = 0.0
+    _admitted: float = 0.0
     #: somebody served once
     _warm: bool = False
 
@@ -171,7 +172,9 @@ class Flow:
         again = min(self.replayed, max(0.0, mixed * seats - self.chat))
         self.replayed -= again
         self.chat += again
-        free = mixed * seats - self.chat
+        # slots that fall free within the step are taken again within it
+        lasts_s = self.of.chat.output * (self.itl_s or self.of.performance.itl_s(0, 0))
+        free = max(0.0, mixed * seats - self.chat) + mixed * seats * min(1.0, self.step_s / lasts_s)
         prefill_s = self.of.performance.prefill_s(self.of.chat.prompt)
         promised_s = self.of.model.ttft_slo_ms / 1000
         admitted = 0.0
@@ -189,24 +192,31 @@ class Flow:
                 self.waiting[0] = (arrived_s, count - taken)
             else:
                 self.waiting.popleft()
-        self.chat += admitted
+        if not self.waiting:
+            # exactly none: what is left of sums of fractions would hold batch back for ever
+            self.queued = 0.0
+        self._admitted = admitted
         self._prefill = min(_PREFILL_MAX, admitted / mixed * prefill_s / self.step_s)
 
     def _decode_chat(self, mixed: int) -> None:
         perf, model, shape = self.of.performance, self.of.model, self.of.chat
-        each = self.chat / mixed
+        each = (self.chat + self._admitted / 2) / mixed
         self.batch_mixed = self._room(each) if self.batches else 0.0
         held = each * shape.held + self._held(self.batch_mixed)
         self.itl_s = perf.itl_s(each + self.batch_mixed, held) / (1 - self._prefill)
-        tokens = (self.chat + mixed * self.batch_mixed) * self.step_s / self.itl_s
+        tokens = (each * mixed + mixed * self.batch_mixed) * self.step_s / self.itl_s
         self.itl_sum_s += tokens * self.itl_s
         self.itl_count += tokens
-        if self.chat > 0:
+        if self.chat + self._admitted > 0:
             self.served.itl_seen += self.chat
             if self.itl_s <= model.itl_slo_ms / 1000:
                 self.served.itl_kept += self.chat
-            done = self.chat * -math.expm1(-self.step_s / (shape.output * self.itl_s))
-            self.chat -= done
+            lasts_s = shape.output * self.itl_s
+            left = math.exp(-self.step_s / lasts_s)
+            flow = self._admitted / self.step_s
+            end = self.chat * left + flow * lasts_s * (1 - left)
+            done = self.chat + self._admitted - end
+            self.chat = end
             self.requests_total += done
             self.served.output_tokens += done * shape.output
 
@@ -216,6 +226,9 @@ class Flow:
         shape = self.batches[0].batch.shape
         ceiling = (self.of.engine_seqs if self.local_limit else None) or model.max_num_seqs
         seats = perf.seats(shape.prompt + shape.output, ceiling)
+        if self.queued > 0:
+            # the agents shed batch for the chat that waits
+            return 0.0
         room = seats - max(1, ceiling // 8) - chat_each if chat_each >= 1 else float(seats)
         if chat_each >= 1 and self.local_limit:
             each_s = perf.itl_per_request_s + perf.itl_per_kv_token_s * shape.held

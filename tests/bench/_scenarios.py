@@ -21,8 +21,8 @@ from hpcserve.sim.traces import read_idle, read_rates, read_requests
 TRACES = Path(os.environ.get("HPCSERVE_TRACES", Path(__file__).parents[3] / "shared" / "traces"))
 ENGINE = PERFORMANCES["llama-8b-a100"]
 DAY_S = 86_400.0
-#: ServeGen's own rates are those of a provider; chat of a site is a tenth
-CHAT_PER_S = 120.0
+#: ServeGen's own rates are those of a provider; chat of a site is a twelfth of it
+CHAT_PER_S = 100.0
 
 
 def need_traces() -> None:
@@ -109,7 +109,7 @@ def slurms(seed: int, *, days: int = 3, step_s: float = 5.0, tick_s: float = 30.
     model = Model(
         name="llama-8b",
         weights="/simulated",
-        max_num_seqs=64,
+        max_num_seqs=128,
         max_instances=60,
         time_limit_s=4 * 3600,
     )
@@ -119,7 +119,6 @@ def slurms(seed: int, *, days: int = 3, step_s: float = 5.0, tick_s: float = 30.
         chat=_shape("chat"),
         arrivals=gamma_counts(rng, pieces, 2.0, step_s),
         batches=tuple(batches),
-        engine_seqs=128,
     )
     return Scenario(
         name="Slurm conditions",

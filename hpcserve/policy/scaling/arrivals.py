@@ -1,6 +1,6 @@
 """Theta, measured: by how much chat can grow within one time to ready.
 
-Chiron's Theta is 1/r where arrivals may spike r-fold before new capacity serves. Here r is the 0.95
+Chiron's Theta is 1/r where arrivals may spike r-fold before new capacity serves. Here r is the 0.9
 quantile, over the last day, of the highest load of the coming *lead* over the mean load of the last
 minutes; by minute, since shorter spikes are absorbed by slots and a short queue. Until four leads
 have been seen the configured first Theta holds. With a day behind it, the same hours of yesterday
@@ -20,7 +20,7 @@ _BINS_MAX = 2 * 24 * 60
 _DAY = 24 * 60
 #: minutes that are "now"
 _RECENT = 5
-_QUANTILE = 0.95
+_QUANTILE = 0.9
 #: Theta is measured anew each so many minutes
 _EVERY = 10
 #: growth that is ever believed

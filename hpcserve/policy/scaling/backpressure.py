@@ -1,9 +1,10 @@
 """Hierarchical backpressure that knows Slurm; ours, built on Chiron (arXiv 2501.08090).
 
-Chat, role MIXED. `desired = ceil(level / (Theta * slots))`, with Theta measured over the *observed*
-time to ready (queue wait + load, p90), and never less than what is in flight now or what
-yesterday's same hours promise. Release is asymmetric: the highest wish of `idle_release_s` holds.
-A successor is asked for one time to ready before a time limit, and limits are staggered.
+Chat, role MIXED. `desired = ceil(level / (Theta * max_num_seqs))`, with Theta measured over the
+*observed* time to ready (queue wait + load, p90) and the level as on full instances (`latency`),
+and never less than what is in flight now or what yesterday's same hours promise. Release is
+asymmetric: the highest wish of `idle_release_s` holds. A successor is asked for one time to ready
+before a time limit, and limits are staggered.
 
 Batch, in this order:
 
@@ -15,7 +16,8 @@ Batch, in this order:
    group would be done exactly at its deadline if they were asked for now and served one time to
    ready later; they are asked for when x reaches `batch_slack_ratio` of those that may be had at a
    quarter of the bound, as `ceil(x / batch_slack_ratio)`. Opportunistic ones count half in what is
-   served meanwhile, since they may vanish.
+   served meanwhile, since they may vanish. Where there is no chat to ride on and no opportunistic
+   partition, waiting saves nothing: one at least is asked for at once.
 
 Evidence rule: nobody listening to gateways and agents means that nothing is released.
 """
@@ -46,8 +48,6 @@ _READY_Q = 0.9
 _Z = 1.0
 #: part of an opportunistic instance's work that is counted on
 _OPPORTUNISTIC_TRUST = 0.5
-#: part of the slots that chat may fill before the next instance is wanted
-_FILL = 0.875
 #: escalation waits until it needs this part of the instances that are left
 _PAID_STEP = 0.25
 
@@ -158,20 +158,23 @@ class BackpressureScaler:
     def _chat(self, seen: _Now, memory: _Memory) -> tuple[int, str]:
         model, settings = seen.model, self._settings
         chat = chat_of(seen.fleet, model, settings.demand_memory_s, seen.now)
-        own = round(chat.running * self._latency.own_part(model.name))
-        load = own + chat.waiting
+        full = float(model.max_num_seqs)
+        factor = self._latency.to_full(model.name, full, model.itl_slo_ms / 1000)
+        running = round(chat.running * factor)
+        load = running + chat.waiting
         # a queue that grew for want of capacity is no growth of demand
-        memory.arrivals.observe(own + min(chat.waiting, own), seen.now)
+        memory.arrivals.observe(running + min(chat.waiting, running), seen.now)
         growth = memory.arrivals.growth(seen.paid_lead_s, 1 / settings.theta_first)
         level = memory.arrivals.level()
         ahead = max(level * growth, load, memory.arrivals.forecast(seen.paid_lead_s) or 0)
-        wish = ceil(ahead / (_FILL * model.max_num_seqs))
+        wish = ceil(ahead / full)
         if chat.recent or chat.in_flight:
             wish = max(wish, 1)
         count = self._hold.highest(model.name, bounded(wish, model), model.idle_release_s, seen.now)
         return count, (
-            f"{load} interactive requests are in flight, less batch's part, and may become "
-            f"{ahead:.0f} (Theta {1 / growth:.2f}) in the {seen.paid_lead_s:.0f} s that one takes"
+            f"{chat.in_flight} interactive requests are in flight, {load} on full instances, and "
+            f"may become {ahead:.0f} (Theta {1 / growth:.2f}) within the "
+            f"{seen.paid_lead_s:.0f} s that one takes"
         )
 
     def _opportunistic(self, seen: _Now, groups: tuple[Group, ...], chat: int) -> tuple[int, str]:
@@ -219,7 +222,9 @@ class BackpressureScaler:
         )
         allowed = max(0, seen.model.max_instances - chat)
         wish = min(allowed, max(0, ceil(needed / ratio)))
-        if before == 0:
+        if not (chat or seen.fleet.opportunistic_partition):
+            memory.paid = max(wish, min(1, allowed))
+        elif before == 0:
             step = max(1.0, _PAID_STEP * allowed)
             memory.paid = wish if needed >= ratio * step else 0
         else:
@@ -229,7 +234,8 @@ class BackpressureScaler:
         if memory.paid == 0:
             return 0, ""
         return memory.paid, (
-            f"{memory.paid} more for {groups[-1].open_before} batch requests: slack is gone, "
+            f"{memory.paid} more for {groups[-1].open_before} batch requests: "
+            f"{'slack is gone' if needed > 0 else 'nothing else serves them'}, and "
             f"{max(0.0, needed):.1f} instances would finish just in time"
         )
 

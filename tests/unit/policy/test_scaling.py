@@ -118,6 +118,14 @@ def test_ours_takes_idle_gpus_first_and_pays_only_when_slack_is_gone():
     assert wanted[Role.MIXED] >= 100_000 / (6000 - 600)
 
 
+def test_ours_starts_at_once_where_waiting_saves_nothing():
+    """Without chat and without a preemptible partition a batch does not wait for its deadline."""
+    alone = big(backlog=(a_backlog(10, 86_400),))
+    assert counts(BackpressureScaler(SETTINGS), alone)[Role.MIXED] == 1
+    beside_chat = replace(alone, demand={"m": a_demand(running=1)})
+    assert counts(BackpressureScaler(SETTINGS), beside_chat)[Role.MIXED] == 1
+
+
 def test_ours_asks_so_early_that_instances_serve_in_time():
     """The same work due at the same time is asked for earlier where instances take longer."""
     work = (a_backlog(36_000, 7200),)
@@ -183,15 +191,29 @@ def test_yesterday_promises_its_morning():
     assert Arrivals().forecast(900) is None
 
 
-def test_chat_beside_batch_is_counted_as_if_alone():
-    latency = Latency()
-    for tick, (itl_s, leased) in enumerate([(0.02, 0)] * 3 + [(0.08, 50)] * 3):
-        total = 1000 * (tick + 1)
-        load = a_load(itl_sum_s=itl_s * total, itl_count=total)
-        if tick >= 3:
-            load = a_load(itl_sum_s=60 + 80 * (tick - 2), itl_count=total)
-        latency.observe(big(an_instance(load=load), backlog=(a_backlog(9, 9000, leased=leased),)))
-    assert latency.own_part("m") == pytest.approx(0.25)
+def test_chat_counts_as_on_full_instances_whatever_batch_does_to_latency():
+    """ITL is 10 ms and 1 ms a request; batch makes it four times as long."""
+    latency, itl_sum_s, tokens = Latency(), 0.0, 0
+
+    def look(running, itl_s, leased=0):
+        nonlocal itl_sum_s, tokens
+        tokens += 1000
+        itl_sum_s += 1000 * itl_s
+        latency.observe(
+            big(
+                an_instance(load=a_load(itl_sum_s=itl_sum_s, itl_count=tokens)),
+                demand={"m": a_demand(running=running)},
+                backlog=(a_backlog(9, 9000, leased=leased),) if leased else (),
+            )
+        )
+
+    assert latency.to_full("m", 50, 0.2) == 1.0
+    for running in (5, 10, 15, 20) * 4:
+        look(running, 0.010 + 0.001 * running)
+    # 20 in flight at 30 ms are 40 at the 60 ms of a full instance
+    assert latency.to_full("m", 50, 0.2) == pytest.approx(2.0, rel=0.02)
+    look(80, 0.12, leased=60)
+    assert 80 * latency.to_full("m", 50, 0.2) == pytest.approx(40, rel=0.02)
 
 
 def test_the_rate_of_an_instance_comes_from_the_backlog():
