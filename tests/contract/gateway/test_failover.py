@@ -134,7 +134,7 @@ async def test_broken_stream_waits_for_a_successor(start_site):
     first.default = stream(cut=True)
     second.default = stream(completion_event(" two", [12], "stop"), REST_USAGE, DONE)
     asking = asyncio.create_task(ask(site))
-    await asyncio.sleep(0.1)
+    await site.until(lambda: bool(first.seen))
     await site.set_state(first.instance, InstanceState.STOPPING)
     await asyncio.sleep(0.2)
     assert not asking.done()

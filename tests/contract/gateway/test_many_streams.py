@@ -55,8 +55,8 @@ async def test_every_stream_is_complete_or_cleanly_failed_and_counted(start_site
     site = await start_site(engines=0)
     choice = random.Random(7)  # a fixed mix of clients
     with (
-        fake_engine(0, "--itl-ms", "15", "--max-num-seqs", "512") as doomed,
-        fake_engine(1, "--itl-ms", "15", "--max-num-seqs", "512") as survivor,
+        fake_engine(0, "--itl-ms", "30", "--max-num-seqs", "512") as doomed,
+        fake_engine(1, "--itl-ms", "30", "--max-num-seqs", "512") as survivor,
     ):
         await put_instances(site, {0: doomed[0], 1: survivor[0]})
         kinds = choice.choices(["plain", "slow", "leaves"], [6, 2, 2], k=STREAMS)
