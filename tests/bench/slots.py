@@ -66,10 +66,10 @@ async def first_token_s(engine: RunningEngine, question: str) -> float:
     return seconds
 
 
-async def median_s(engine: RunningEngine, question: str) -> float:
-    """Ask a few times, one after the other, at no fixed phase of the engine's steps."""
+async def median_s(engine: RunningEngine, question: str, asked: int) -> float:
+    """Ask so often, one after the other, at no fixed phase of the engine's steps."""
     seen = []
-    for number in range(ASKED):
+    for number in range(asked):
         seen.append(await first_token_s(engine, question))
         await asyncio.sleep(0.1 + 0.017 * number)
     return statistics.median(seen)
@@ -116,9 +116,9 @@ async def measure(*, preempts: bool, rounds: int) -> None:
                 await first_token_s(engine, question)
                 idle, full = [], []
                 for _ in range(rounds):
-                    idle.append(await median_s(engine, question))
+                    idle.append(await median_s(engine, question, ASKED))
                     async with batch_work(engine, tokens):
-                        full.append(await median_s(engine, question))
+                        full.append(await median_s(engine, question, ASKED if preempts else 1))
                 name = f"slots.{kind}" if preempts else f"slots.{kind}_without"
                 ratios = [busy / alone for busy, alone in zip(full, idle, strict=True)]
                 print(
@@ -135,7 +135,7 @@ async def measure(*, preempts: bool, rounds: int) -> None:
 async def main(rounds: int) -> None:
     """Measure both engines."""
     for preempts in (True, False):
-        await measure(preempts=preempts, rounds=rounds)
+        await measure(preempts=preempts, rounds=rounds if preempts else min(rounds, 3))
 
 
 if __name__ == "__main__":
