@@ -66,7 +66,7 @@ def submit(
     unchanged, until the batch is done. Everything else is uploaded.
     """
     from hpcserve.cli.client import call, connect
-    from hpcserve.cli.progress import conclude, follow, until_estimated
+    from hpcserve.cli.progress import TERMINAL, conclude, end, follow, until_estimated
 
     path = None if file == "-" else Path(file)
     loaded = settings(config)
@@ -101,14 +101,24 @@ def submit(
         }
         batch_id = call(client, "POST", "/v1/batches", body=body)["id"]
         progress = until_estimated(client, batch_id, ESTIMATE_S)
-        if as_json and not wait_:
-            print_json(progress["batch"])
-        elif not as_json:
-            _tell(progress)
+        is_over = progress["batch"]["status"] in TERMINAL
         if wait_:
+            if not (as_json or is_over):
+                _tell(progress)
             conclude(follow(client, batch_id, quiet=as_json)["batch"], as_json=as_json)
-        elif progress["batch"]["status"] == "failed":
-            raise typer.Exit(1)
+            return
+    if as_json:
+        print_json(progress["batch"])
+    else:
+        say(batch_id)
+        if is_over:
+            for line in end(progress["batch"]):
+                note(line)
+        else:
+            _tell(progress)
+            note(f"`hpcserve batch wait {batch_id}` follows it.")
+    if progress["batch"]["status"] == "failed":
+        raise typer.Exit(1)
 
 
 def _prompting(
@@ -191,18 +201,13 @@ def _bring(
 
 
 def _tell(progress: dict[str, Any]) -> None:
-    """Print the id for programs, and for people what is known already."""
-    from hpcserve.cli.progress import TERMINAL, describe, end, eta, price
+    """Print what is known of a batch that has just begun."""
+    from hpcserve.cli.progress import describe, eta, price
 
     batch = progress["batch"]
-    say(batch["id"])
-    if batch["status"] in TERMINAL:
-        for line in end(batch):
-            note(line)
-        return
-    if batch["model"]:
-        note(f"{batch['request_counts']['total']} requests to {batch['model']}, {price(progress)}")
-        note(eta(progress))
-    else:
+    if not batch["model"]:
         note(describe(progress)[0])
-    note(f"`hpcserve batch wait {batch['id']}` follows it.")
+        return
+    total = batch["request_counts"]["total"]
+    note(f"{batch['id']}: {total} requests to {batch['model']}, {price(progress)}")
+    note(eta(progress))

@@ -18,7 +18,13 @@ def submitted(hpcserve: Shell, rows: int, *options: str, tokens: int = 2) -> str
 
 
 def test_a_batch_is_followed_to_its_end(hpcserve: Shell) -> None:
-    batch_id = submitted(hpcserve, 1500, tokens=40)
+    name = hpcserve.write("data.csv", "text\n" + "".join(f"t{n}\n" for n in range(1500)))
+    output, told = hpcserve("submit", name, *LINE, "--max-tokens", "60")
+    batch_id = output.strip()
+    assert "1500 requests to m, about " in told
+    assert "instance-hours, on the partition local of processes on this machine" in told
+    assert "(p50), " in told
+    assert "before its window closes" in told
     output, _ = hpcserve("status", batch_id)
     assert output.startswith("in_progress: ")
     assert "(p90), " in output
