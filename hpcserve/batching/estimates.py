@@ -97,6 +97,8 @@ class Estimates:
                 _log.info("estimates: another controller leads")
             except BackendError as error:
                 _log.warning("estimates: %s", error)
+            except Exception:  # noqa: BLE001  # a forecast must never end the controller; logged whole
+                _log.exception("estimates failed; they are tried again")
             await self._clock.sleep(self._settings.estimate_s)
 
     async def tick(self) -> None:
