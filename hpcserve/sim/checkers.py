@@ -40,9 +40,10 @@ def safety(
         *_known(tx, slurm),
         *_one_job_a_token(slurm),
         *_answered_once(work),
+        *(f"{lease} begins beyond its allocation" for lease in work.beyond),
         *_counted(tx.batches.open()),
         *_within_limits(live, models, config),
-        *_leases_held_by_the_living(tx, live, config, now_s),
+        *_leases_are_somebodys(tx, live, config, now_s),
     )
 
 
@@ -108,10 +109,10 @@ def _within_limits(
             yield f"{mine} instances of {name}; {model.max_instances} are allowed"
 
 
-def _leases_held_by_the_living(
+def _leases_are_somebodys(
     tx: Tx, live: tuple[Instance, ...], config: Config, now_s: float
 ) -> Iterator[str]:
-    """No lease outlives its allocation by more than its own time to live."""
+    """Nothing stays leased when all allocations are over for longer than a lease lives."""
     slack = timedelta(seconds=2 * config.batching.lease_ttl_s)
     if sum(batch.counts.leased for batch in tx.batches.open()) == 0:
         return

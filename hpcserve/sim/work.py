@@ -29,8 +29,10 @@ class SimWork(Work):
     ledger: Ledger
     clock: Clock
     settings: Batching
-    #: (batch id, line) -> how many results were taken; a checker reads it
+    #: (batch, line) -> how many results were taken; a checker reads it
     answered: dict[tuple[int, int], int] = field(default_factory=dict)
+    #: leases to instances whose allocation was over by then; a checker reads it
+    beyond: list[str] = field(default_factory=list)
     #: lease -> its batch
     _batches: dict[int, int] = field(default_factory=dict)
 
@@ -42,6 +44,8 @@ class SimWork(Work):
         if lease is None:
             return None
         self._batches[lease.id] = lease.batch_seq
+        if instance.ends_at is not None and instance.ends_at <= lease.granted_at:
+            self.beyond.append(f"lease {lease.id} of {instance.id}")
         return Grant(
             lease_id=lease.id,
             batch_id=lease.batch_id,

@@ -98,12 +98,13 @@ def a_slurm(**fields):
     return SlurmModel([SimPartition(name="gpu", gpus=4, **fields)], random.Random(1))
 
 
-def look(slurm, answered=None):
+def look(slurm, answered=None, beyond=()):
     """Return what the safety checkers say of a site with an empty ledger."""
     ledger = open_ledger("memory:")
     scenario = a_site()
     work = SimWork(ledger=ledger, clock=None, settings=scenario.config.batching)
     work.answered.update(answered or {})
+    work.beyond.extend(beyond)
     return asyncio.run(
         ledger.transact(
             lambda tx: checkers.safety(
@@ -129,6 +130,12 @@ def test_two_jobs_of_one_token_are_found():
 
 def test_a_doubled_answer_is_found():
     assert look(a_slurm(), {(1, 7): 2}) == ("line 7 of batch 1 was answered 2 times",)
+
+
+def test_a_lease_beyond_its_allocation_is_found():
+    assert look(a_slurm(), beyond=["lease 3 of inst-1"]) == (
+        "lease 3 of inst-1 begins beyond its allocation",
+    )
 
 
 def test_a_loop_that_would_wait_for_ever_says_so():
