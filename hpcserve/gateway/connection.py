@@ -118,6 +118,8 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._came_bytes = 0
+        #: heads that were begun
+        self._requests = 0
         #: the inference request whose head came last; its key's digest; what it was parsed to
         self._parsed: Exchange | None = None
         self._digest = ""
@@ -167,9 +169,13 @@ class Connection(asyncio.Protocol):
             if body is not None:
                 self._repeat(self._memo, body)
                 return
-        # counts from the last request's end on: exact while a head is incomplete
         self._came_bytes = self._came_bytes + len(data) if self._in_head else len(data)
+        requests_before = self._requests
         if self._parse(data):
+            begun = self._requests - requests_before
+            if self._in_head and begun > (1 if between else 0):
+                # other requests' bytes came along; what comes from now on counts in full
+                self._came_bytes = self._head_bytes()
             if between:
                 self._remember(data)
             if self._in_head and self._came_bytes > self._dispatch.settings.max_header_bytes:
@@ -177,10 +183,16 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> bool:
         """Feed the parser, whose callbacks do the work; False when the connection ends."""
+        left = memoryview(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return self._parse_without_upgrade(data[upgrade.args[0] :])
+            while True:
+                try:
+                    self._parser.feed_data(left)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    # behind the head, which comes again without its offer
+                    left = left[upgrade.args[0] :]
+                    self._read_again()
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
                 raise
@@ -193,24 +205,19 @@ class Connection(asyncio.Protocol):
             return True
         return False
 
-    def _parse_without_upgrade(self, rest: bytes) -> bool:
-        """Go on with a request that offers another protocol as if it did not (RFC 9110, 7.8).
+    def _read_again(self) -> None:
+        """Read the last head as if it did not offer another protocol (RFC 9110, 7.8).
 
         Java's HTTP client offers HTTP/2 with every first request. The parser stops behind such a
-        head; a fresh one reads the same head without the offer, and then *rest*.
+        head; a fresh one reads it without the offer, and then what follows.
         """
         method = self._parser.get_method()
         if not self._offers_upgrade or method == b"CONNECT":
-            self._refuse(
-                error_answer(
-                    400, "This server speaks HTTP/1.1 and nothing else.", code="unsupported_upgrade"
-                )
-            )
-            return False
-        head = without_upgrade(self._headers)
+            raise httptools.HttpParserError("it asks for another protocol")
         version = self._parser.get_http_version().encode()
+        lines = without_upgrade(self._headers)
         self._parser = httptools.HttpRequestParser(self)
-        return self._parse(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self._url, version, head, rest))
+        self._parser.feed_data(b"%b %b HTTP/%b\r\n%b\r\n" % (method, self._url, version, lines))
 
     @override
     def eof_received(self) -> None:
@@ -248,6 +255,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
+        self._requests += 1
         self._url = b""
         self._headers = []
         self._in_head = True
@@ -269,11 +277,10 @@ class Connection(asyncio.Protocol):
             # it comes again without the offer
             return
         self._in_head = False
-        if self._came_bytes > self._dispatch.settings.max_header_bytes:
-            # all that came may be too much and the head still not: the body came along
-            size = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
-            if size > self._dispatch.settings.max_header_bytes:
-                raise _Refused(self._head_too_large())
+        limit = self._dispatch.settings.max_header_bytes
+        # all that came may be too much and the head still not: a body or other requests came along
+        if self._came_bytes > limit and self._head_bytes() > limit:
+            raise _Refused(self._head_too_large())
         fields = dict(self._headers)
         self._expects_continue = fields.get(b"expect", b"").lower() == b"100-continue"
         path, _, query = self._url.partition(b"?")
@@ -539,6 +546,10 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         elif not receiving and turn is None and self._waiting_s > settings.keep_alive_s:
             self._transport.close()
+
+    def _head_bytes(self) -> int:
+        """Return the size of what is known of the head."""
+        return len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
 
     def _head_too_large(self) -> Answer:
         limit = self._dispatch.settings.max_header_bytes

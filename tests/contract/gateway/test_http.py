@@ -100,6 +100,13 @@ async def test_an_offer_of_http_2_in_single_bytes(site):
     writer.close()
 
 
+async def test_very_many_offers_at_once_are_answered(site):
+    request = f"GET /health HTTP/1.1\r\nhost: g\r\n{OFFER}\r\n".encode()
+    last = request.replace(b"Connection: ", b"Connection: close, ")
+    answer = await site.send(request * 2000 + last, timeout_s=20)
+    assert statuses(answer) == [200] * 2001
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
