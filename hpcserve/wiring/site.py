@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,16 +75,16 @@ def open_site(config: Config) -> Paths:
 
 
 def read_secret(paths: Paths) -> bytes:
-    """Return the site's secret; the first process makes it."""
-    try:
-        handle = os.open(paths.secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    else:
+    """Return the site's secret; the first process makes it, whole, so that none reads half."""
+    if not paths.secret.exists():
+        handle, fresh = tempfile.mkstemp(dir=paths.state, prefix="secret.")
         with os.fdopen(handle, "wb") as file:
             file.write(secrets.token_bytes(_SECRET_BYTES))
             file.flush()
             os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(fresh, paths.secret)
+        Path(fresh).unlink()
     secret = paths.secret.read_bytes()
     if len(secret) != _SECRET_BYTES:
         raise ConfigError(
