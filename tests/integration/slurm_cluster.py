@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 DEVCLUSTER = Path(__file__).parents[2] / "slurm" / "devcluster"
-LIFE_S = 900
+LIFE_S = 1560
 """The cluster ends itself then: no tier of tests takes longer."""
 
 JOB_START_S = 120.0
