@@ -6,7 +6,7 @@ import time
 
 import typer
 
-from hpcserve.cli.console import ConfigFile, say, settings
+from hpcserve.cli.console import ConfigFile, Json, print_json, say, settings
 from hpcserve.errors import BackendError
 
 #: a cancelled job may take Slurm's KillWait (30 s) and more to end
@@ -34,7 +34,7 @@ def up(config: ConfigFile = None) -> None:
     run(settings(config), controller=True, gateway=True, opening=True)
 
 
-def down(config: ConfigFile = None) -> None:
+def down(config: ConfigFile = None, as_json: Json = False) -> None:
     """End all instances and submit no more; then `hpcserve up` may be ended too."""
     from hpcserve.cli.client import call, connect
 
@@ -50,7 +50,10 @@ def down(config: ConfigFile = None) -> None:
                     retryable=True,
                 )
             time.sleep(POLL_S)
-    say("No instance is left; batches wait where they are until the site is opened again.")
+    if as_json:
+        print_json({"instances": []})
+    else:
+        say("No instance is left; batches wait where they are until the site is opened again.")
 
 
 def controller(config: ConfigFile = None) -> None:
