@@ -3,8 +3,9 @@
 - A key is found by its SHA-256 digest; comparing digests tells an attacker nothing about keys, so
   the look-up needs no constant time.
 - An unknown digest is looked up once, joined by whoever asks meanwhile, and remembered as unknown.
-- Every `key_cache_s` the entries in use are read again and the others forgotten; that is the bound
-  on a revocation, on an expiry, and on a new key that was tried too early.
+- Every `key_cache_s` all entries are read again; that is the bound on a revocation, on an expiry,
+  and on a new key that was tried too early. A key that nobody used for `key_grace_s` is forgotten,
+  and an unknown one when nobody tried it since.
 - When the ledger does not answer, known keys go on for `key_grace_s`; unknown ones get a 503.
 """
 
@@ -28,17 +29,19 @@ log = logging.getLogger(__name__)
 class Entry:
     """What is known of one digest."""
 
-    __slots__ = ("identity", "used")
+    __slots__ = ("identity", "idle_rounds", "used")
 
     def __init__(self, identity: Identity | None) -> None:
         """Take who the key belongs to; None: to nobody."""
         self.identity = identity
         #: asked for since the last refresh
         self.used = True
+        #: refreshes in a row without that
+        self.idle_rounds = 0
 
 
 class KeyCache:
-    """Digests in use and whose they are."""
+    """Digests lately in use and whose they are."""
 
     def __init__(self, ledger: Ledger, clock: Clock, settings: GatewaySettings) -> None:
         self._ledger = ledger
@@ -95,8 +98,8 @@ class KeyCache:
         return entry
 
     async def refresh(self) -> None:
-        """Read the entries in use again and forget the others."""
-        digests = tuple(digest for digest, entry in self._entries.items() if entry.used)
+        """Read the entries again, but for those that are forgotten now."""
+        digests = tuple(digest for digest, entry in self._entries.items() if self._keeps(entry))
         try:
             keys = await self._read(digests) if digests else ()
         except HpcserveError as error:
@@ -117,6 +120,13 @@ class KeyCache:
         for digest, entry in before.items():
             if entry.used:
                 self._entries.setdefault(digest, entry)
+
+    def _keeps(self, entry: Entry) -> bool:
+        """Count a refresh for *entry* and say whether it stays."""
+        entry.idle_rounds = 0 if entry.used else entry.idle_rounds + 1
+        settings = self._settings
+        idle_max_s = 0.0 if entry.identity is None else settings.key_grace_s
+        return entry.idle_rounds * settings.key_cache_s <= idle_max_s
 
     async def _read(self, digests: Sequence[str]) -> tuple[ApiKey | None, ...]:
         def read(tx: Tx) -> tuple[ApiKey | None, ...]:

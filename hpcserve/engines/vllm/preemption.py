@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpcserve.domain.model import Model
 
-#: releases that `tests/integration/vllm/test_slots.py` has passed with
+#: releases that `tests/integration/vllm` has passed with
 VLLM_TESTED = frozenset({"0.32.0"})
 SCHEDULER = "hpcserve_scheduler.InteractiveFirst"
 #: names the file with the number of slots that batch may hold
