@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -133,9 +134,14 @@ def test_weights_that_do_not_exist_are_given_up_with_the_logs_last_lines(
     def given_up() -> bool:
         return any(model.get("given_up") for model in site.status()["models"])
 
+    def ended() -> list[dict[str, Any]]:
+        return [i for i in site.status()["ended"] if i["model"] == "absent"]
+
     site.wait("absent is given up", given_up, READY_S)
+    # the model is given up while its last instance is still on its way out
+    site.wait("both tries have ended", lambda: len(ended()) == 2, 20)
+    failed = ended()
     said = site.cli("status")
-    failed = [i for i in site.status()["ended"] if i["model"] == "absent"]
     assert [i["end_reason"] for i in failed] == ["load_failed", "load_failed"]
     for part in ("GIVEN UP", failed[0]["log_path"], "/nowhere/absent", "admin model retry absent"):
         assert part in said
